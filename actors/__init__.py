@@ -1,0 +1,1 @@
+"""Actors: they step environment copies, act, and send unrolls."""

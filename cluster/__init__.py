@@ -1,0 +1,1 @@
+"""Wires, launches, supervises, measures and shows the roles; the only folder that knows them all."""

@@ -1,0 +1,1 @@
+"""The learner: turns sampled windows into updates, priorities and new parameters."""

@@ -1,0 +1,1 @@
+"""The parameter server: one version at a time, fetched only when newer."""

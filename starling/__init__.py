@@ -1,0 +1,1 @@
+"""The shared vocabulary: types, maths, networks and algorithms. No process, no Ray."""

@@ -1,0 +1,8 @@
+"""Networks: described in one file, built for torch in another, and run by numpy alone where they are small.
+
+Importing this package loads no torch: an actor with an MLP never needs it.
+"""
+
+from starling.networks.description import Dueling, Linear, Mlp, NatureCnn, Network
+
+__all__ = ["Dueling", "Linear", "Mlp", "NatureCnn", "Network"]

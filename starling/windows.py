@@ -1,0 +1,65 @@
+"""Which windows over consecutive steps exist, and which of them an unroll completes.
+
+One definition serves the shard (what may be sampled) and the actor (whose priority is known).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starling.errors import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """`length` consecutive steps of one stream, and the observation after the last of them.
+
+    A window never crosses an episode's start; at an episode's end it is shorter. With `period` p
+    it begins at every p-th step of an episode. `every_obs` False serves only the first
+    observation and the one after the last step, which is all that an n-step transition needs.
+    """
+
+    length: int = 1
+    period: int = 1
+    every_obs: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.length >= 1, f"window.length must be >= 1, got {self.length}")
+        check(self.period >= 1, f"window.period must be >= 1, got {self.period}")
+
+
+class Completed(NamedTuple):
+    """Windows that became whole: `row` and `copy` of the first step, and how many `steps` each has."""
+
+    row: NDArray[np.intp]  # [W]
+    copy: NDArray[np.intp]  # [W]
+    steps: NDArray[np.intp]  # [W], 1..length
+
+
+def completed(
+    window: Window,
+    acted: NDArray[np.bool_],  # [R, E] whether the row is a real step
+    ended: NDArray[np.bool_],  # [R, E] whether the step ended its episode
+    age: NDArray[np.integer],  # [R, E] steps of this episode before this row
+    carried: int,
+) -> Completed:
+    """Return the windows made whole by the rows after the first `carried` ones, in order of (row, copy).
+
+    The first `carried` (at most `window.length`) rows were there before. A window is whole when its episode
+    ended inside it, or when the row after its last step is there, since that row holds the last observation.
+    """
+    rows, copies = acted.shape
+    assert 0 <= carried <= min(rows, window.length), "a longer carry would complete windows twice"
+    length = window.length
+    index = np.arange(rows)[:, None]
+    ends = np.where(ended & acted, index, rows + length)
+    next_end = np.minimum.accumulate(ends[::-1], axis=0)[::-1]  # [R, E] the row that ends this row's episode
+    shortened = next_end - index < length
+    whole = np.where(shortened, next_end >= carried, index + length < rows)
+    starts = acted & whole
+    if window.period > 1:
+        starts &= age % window.period == 0
+    row, copy = np.nonzero(starts)
+    return Completed(row, copy, np.minimum(next_end[row, copy] - row + 1, length))
