@@ -50,7 +50,7 @@ def completed(
     The first `carried` (at most `window.length`) rows were there before. A window is whole when its episode
     ended inside it, or when the row after its last step is there, since that row holds the last observation.
     """
-    rows, copies = acted.shape
+    rows = len(acted)
     assert 0 <= carried <= min(rows, window.length), "a longer carry would complete windows twice"
     length = window.length
     index = np.arange(rows)[:, None]
