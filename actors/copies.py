@@ -178,6 +178,14 @@ def episode_metrics(info: Mapping[str, Any], ended: NDArray[np.int64]) -> dict[s
     return metrics
 
 
+def require_finite(env: str, **arrays: Any) -> None:
+    """Refuse an environment's numbers that are NaN or infinite, by name."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            what = name.replace("_", " ")
+            raise EnvError(f"environment {env} gave {what}s that are not finite; nothing can be learned from them")
+
+
 def seed_numbers(seed: np.random.SeedSequence, count: int) -> list[int]:
     """Return seeds that every kind of environment takes: below 2^30, as some count on from them in an int32."""
     return [int(word >> 2) for word in seed.generate_state(count)]

@@ -13,12 +13,12 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from actors.copies import Copies, EnvConfig, in_a_line, seed_numbers
+from actors.copies import Copies, EnvConfig, in_a_line, require_finite, seed_numbers
 from actors.pool import SeededPool
 from starling.errors import EnvError
 from starling.spec import Spec
 
-__all__ = ["EnvConfig", "Factory", "make_copies", "measure_spec", "require_finite"]
+__all__ = ["EnvConfig", "Factory", "make_copies", "measure_spec"]
 
 Factory = Callable[..., Any]
 Vector = VectorEnv[Any, Any, Any]
@@ -40,13 +40,6 @@ def measure_spec(config: EnvConfig, factory: Factory | None = None) -> Spec:
     finally:
         copies.close()
     return copies.spec
-
-
-def require_finite(env: str, **arrays: Any) -> None:
-    """Refuse an environment's numbers that are NaN or infinite, by name."""
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise EnvError(f"environment {env} gave {name}s that are not finite; nothing can be learned from them")
 
 
 def _make_vector(config: EnvConfig, factory: Factory | None) -> Vector:
