@@ -208,6 +208,7 @@ class SampleRequest:
     keys: NDArray[np.int64]  # windows whose priorities changed since the last call
     priorities: NDArray[np.float64]
     insert_limit: int  # windows that may have been inserted into this shard in all, by the global account
+    largest_priority: float = 1.0  # that the learner has seen, over all shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
