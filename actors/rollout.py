@@ -141,8 +141,9 @@ class Rollout:
         self._obs = step.obs
         ended = step.ended
         if ended.size:
-            own = zip(OWN_FIGURES, (self._returns[ended], self._age[ended], self._explore[ended]), strict=True)
-            endings.add(t * len(self._age) + ended, step.final_obs, {**step.metrics, **dict(own)})
+            own: tuple[Array, ...] = self._returns[ended], self._age[ended], self._explore[ended]
+            figures = {**step.metrics, **dict(zip(OWN_FIGURES, own, strict=True))}
+            endings.add(t * len(self._age) + ended, step.final_obs, figures)
             self._returns[ended] = 0.0
             self._age[ended] = 0
 
