@@ -192,5 +192,7 @@ class Endings:
         return {name: self._figure(name) for name in dict.fromkeys(OWN_FIGURES) | names}
 
     def _figure(self, name: str) -> NDArray[np.float32]:
-        parts = [f.get(name, np.full(len(at), np.nan)) for f, at in zip(self._figures, self._at, strict=True)]
+        parts = [
+            f[name] if name in f else np.full(len(at), np.nan) for f, at in zip(self._figures, self._at, strict=True)
+        ]
         return np.concatenate([np.empty(0), *parts], dtype=np.float32)

@@ -21,9 +21,9 @@ class ActorConfig:
     """env steps between looks for newer parameters; 0: before every unroll"""
 
     def __post_init__(self) -> None:
-        check(self.num >= 1, f"actors.num must be >= 1, got {self.num}")
-        check(self.unroll_length >= 1, f"actors.unroll_length must be >= 1, got {self.unroll_length}")
-        check(self.fetch_every >= 0, f"actors.fetch_every must be >= 0, got {self.fetch_every}")
+        check(self.num >= 1, f"actor.num must be >= 1, got {self.num}")
+        check(self.unroll_length >= 1, f"actor.unroll_length must be >= 1, got {self.unroll_length}")
+        check(self.fetch_every >= 0, f"actor.fetch_every must be >= 0, got {self.fetch_every}")
 
 
 class Actor:

@@ -154,5 +154,5 @@ def test_autoreset_rows_are_not_counted_as_steps() -> None:
 
 @pytest.mark.parametrize("name", ["num", "unroll_length"])
 def test_a_setting_out_of_range_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"actors.{name} must be >= 1, got 0"):
+    with pytest.raises(ConfigError, match=rf"actor\.{name} must be >= 1, got 0"):
         ActorConfig(**{name: 0})
