@@ -1,0 +1,166 @@
+"""The whole of a run's settings: every role's section in one tree, filled from presets, files and flags."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from actors.envs import EnvConfig
+from actors.evaluator import EvaluatorConfig
+from actors.worker import ActorConfig
+from learner.config import LearnerConfig
+from replay_server.shard import ReplayConfig
+from starling.algorithms import ALGORITHMS
+from starling.config import Layer, build, did_you_mean, parse_toml, read_toml, shown
+from starling.errors import ConfigError, check
+from starling.flags import Flag, layers
+from starling.toml import as_table, to_toml
+
+A = TypeVar("A")
+DEFAULT_ALGORITHM = "dqn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalConfig:
+    """When a run ends: at the first of these."""
+
+    return_mean: float | None = None
+    """greedy evaluations' mean return at which the task counts as solved"""
+    total_steps: int = 1_000_000
+    """budget of environment steps, over all actors"""
+    max_minutes: float | None = None
+    """budget of wall-clock time"""
+
+    def __post_init__(self) -> None:
+        check(self.total_steps >= 1, f"total_steps must be >= 1, got {self.total_steps}")
+        minutes = self.max_minutes
+        check(minutes is None or minutes > 0.0, f"max_minutes must be > 0, got {minutes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Generic[A]):
+    """One run: what is learned, by whom, and until when. Checks between sections stand here."""
+
+    seed: int = 0
+    """all randomness of the run follows from it"""
+    runtime: Literal["local"] = "local"
+    """local: every role in this process, scheduled by counts, repeatable"""
+    topology: Literal["replay"] = "replay"
+    """where unrolls go: replay: to shards that the learner samples from"""
+    env: EnvConfig
+    algorithm: A
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        capacity, shards, batch = self.replay.capacity, self.replay.shards, self.learner.batch_size
+        _at_most("learner.batch_size", batch, "replay.capacity", capacity)
+        _at_most("replay.min_windows", self.replay.min_windows, "replay.capacity", capacity)
+        _at_most("replay.shards", shards, "actor.num", self.actor.num)  # an actor's streams stay on one shard
+
+
+class Preset(NamedTuple):
+    """Settings that come with Starling."""
+
+    name: str
+    description: str
+    text: str
+
+
+def presets() -> list[Preset]:
+    """Return every preset by name; its first line describes it."""
+    folder = files("cluster") / "presets"
+    found = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            text = file.read_text("utf-8")
+            found.append(Preset(file.name.removesuffix(".toml"), text.partition("\n")[0].strip("# "), text))
+    return found
+
+
+def preset(name: str) -> Preset:
+    """Return the preset of this name."""
+    known = {preset.name: preset for preset in presets()}
+    if name not in known:
+        raise ConfigError(
+            f"preset must be one of {', '.join(known)} or a file ending in .toml, got {shown(name)}"
+            f"{did_you_mean(name, known)}"
+        )
+    return known[name]
+
+
+def is_file(source: str) -> bool:
+    """Whether a preset or a file is meant."""
+    return source.endswith(".toml") or "/" in source or os.sep in source
+
+
+def load(source: str, flags: Sequence[Flag] = (), *extra: Layer) -> Config[Any]:
+    """Build the settings of a preset or a file, under the flags.
+
+    A file may begin with `preset = "cartpole"`: it is then laid over that preset.
+    """
+    below = read_layers(source)
+    cls = config_type(below)
+    return build(cls, *_without_name(below), *layers(flags, cls), *extra)
+
+
+def read_layers(source: str) -> list[Layer]:
+    """Read the tables beneath the flags: a preset, or a file and the preset that it names."""
+    if not is_file(source):
+        return [parse_toml(preset(source).text, f"preset {source}")]
+    layer = read_toml(Path(source))
+    if "preset" not in layer.values:
+        return [layer]
+    name = layer.values["preset"]
+    check(
+        isinstance(name, str) and not is_file(name), f"preset must be a name, got {shown(name)} (from {layer.origin})"
+    )
+    rest = {key: value for key, value in layer.values.items() if key != "preset"}
+    return [*read_layers(name), Layer(layer.origin, rest)]
+
+
+def config_type(tables: Sequence[Layer]) -> Any:
+    """Return the type of the tree that holds the settings of the algorithm named in the tables."""
+    name, origin = DEFAULT_ALGORITHM, ""
+    for layer in tables:
+        section = layer.values.get("algorithm")
+        if isinstance(section, dict) and "name" in section:
+            name, origin = section["name"], layer.origin
+    known = isinstance(name, str) and name in ALGORITHMS
+    near = did_you_mean(name, ALGORITHMS) if isinstance(name, str) else ""
+    check(known, f"algorithm.name must be one of {', '.join(ALGORITHMS)}, got {shown(name)} (from {origin}){near}")
+    return Config[ALGORITHMS[name].config]  # type: ignore[name-defined]  # chosen by name, at run time
+
+
+def algorithm_name(config: Config[Any]) -> str:
+    """Return the name under which the algorithm was chosen: each has a type of settings of its own."""
+    return next(name for name, entry in ALGORITHMS.items() if entry.config is type(config.algorithm))
+
+
+def dump(config: Config[Any]) -> str:
+    """Write the resolved settings as TOML, from which `load` builds the same tree."""
+    table = as_table(config)
+    section = table["algorithm"]
+    table["algorithm"] = type(section)({"name": algorithm_name(config)} | section)
+    return to_toml(table)
+
+
+def _without_name(tables: Sequence[Layer]) -> list[Layer]:
+    stripped = []
+    for layer in tables:
+        section = layer.values.get("algorithm")
+        if isinstance(section, dict):
+            rest = {key: value for key, value in section.items() if key != "name"}
+            layer = Layer(layer.origin, {**layer.values, "algorithm": rest})
+        stripped.append(layer)
+    return stripped
+
+
+def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:
+    check(value <= limit, f"{key} must be at most {limit_key} = {limit}, got {value}")

@@ -1,0 +1,94 @@
+"""Where a run's events go: into its folder, into TensorBoard files, and before somebody's eyes."""
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from cluster.figures import Figures, figures
+from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
+from cluster.rows import as_row
+from cluster.run_folder import RunFolder
+
+
+class View(Protocol):
+    """Shows a run while it is made."""
+
+    def sampled(self, sample: Sample, figures: Figures) -> None:
+        """Show a sample's figures."""
+
+    def evaluated(self, evaluation: EvaluationDone) -> None:
+        """Show an evaluation."""
+
+    def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:
+        """Say how the run ended, and where its best checkpoint is."""
+
+    def close(self) -> None:
+        """Give back what is held, a terminal for one, when the run fails."""
+
+
+class Scalars(Protocol):
+    """Where figures over time go, by tag: TensorBoard files, or any other tracker."""
+
+    def add(self, env_steps: int, scalars: Mapping[str, float]) -> None:
+        """Record figures at this count of steps."""
+
+    def close(self) -> None:
+        """Write what is still held back."""
+
+
+class Reporter:
+    """Puts each event where it belongs. Called from the runtime's one thread; nothing here waits but for the disk."""
+
+    def __init__(self, folder: RunFolder, view: View, scalars: Scalars) -> None:
+        self._folder = folder
+        self._view = view
+        self._scalars = scalars
+        self._last: Sample | None = None
+        self._best: Path | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Record an event and show it."""
+        match event:
+            case Sample():
+                self._sample(event)
+            case EpisodesEnded(returns=returns, lengths=lengths):
+                head = round(event.elapsed_s, 3), event.env_steps, event.actor
+                ended = zip(map(float, returns), map(int, lengths), strict=True)
+                self._folder.add_episodes((*head, *episode) for episode in ended)
+            case EvaluationDone():
+                self._folder.add_event({"event": "evaluation", **as_row(event)})
+                self._scalars.add(event.env_steps, {"evaluation/return_mean": event.mean})
+                self._view.evaluated(event)
+            case CheckpointDue():
+                self._checkpoint(event)
+            case Noted(elapsed_s=elapsed_s, what=what, facts=facts):
+                self._folder.add_event({"event": what, "elapsed_s": elapsed_s, **facts})
+
+    def ended(self, outcome: Outcome) -> None:
+        """Record how the run ended, and say so."""
+        self._folder.add_event({"event": "ended", **as_row(outcome)})
+        self._scalars.close()
+        self._view.ended(outcome, self._best)
+
+    def failed(self, error: BaseException) -> None:
+        """Record what ended the run before its time, with the traceback."""
+        lines = "".join(traceback.format_exception(error))
+        self._folder.add_event({"event": "failed", "error": str(error) or type(error).__name__, "traceback": lines})
+        self._scalars.close()
+        self._view.close()
+
+    def _sample(self, sample: Sample) -> None:
+        derived = figures(self._last, sample)
+        self._last = sample
+        self._folder.add_metrics({**as_row(sample), "figures": asdict(derived)})
+        self._scalars.add(sample.env_steps, derived.scalars())
+        self._view.sampled(sample, derived)
+
+    def _checkpoint(self, event: CheckpointDue) -> None:
+        facts = {key: value for key, value in as_row(event).items() if key not in ("params", "best")}
+        path = self._folder.checkpoints.save(event.params, facts, best=event.best)
+        if event.best or self._best is None:
+            self._best = path
+        self._folder.add_event({"event": "checkpoint", **facts, "best": event.best, "path": path.name})

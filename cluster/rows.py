@@ -1,0 +1,32 @@
+"""Rows of JSON, one a line: what the run's files and `--json` hold."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+
+def as_row(event: Any) -> dict[str, Any]:
+    """Return a dataclass's fields, not copied."""
+    return {field.name: getattr(event, field.name) for field in fields(event)}
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Write a row that every JSON reader takes: a NaN, the mean of nothing, becomes null."""
+    return json.dumps(_plain(row), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case np.generic():
+            return _plain(value.item())
+        case float():
+            return value if isfinite(value) else None
+        case Mapping():
+            return {str(name): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,41 @@
+"""From sampled windows to batches of tensors on the learner's device."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starling.types import Array, Batch, Columns, Sampled, WindowSource
+
+OWN_FIELDS = ("obs", "action", "reward", "terminated", "truncated", "valid", "version")
+
+
+def to_batch(columns: Columns, weights: Array, device: torch.device) -> Batch:
+    """Return the columns as tensors; what the algorithm stored itself goes to `extras`."""
+
+    def tensor(array: Array) -> Tensor:
+        # torch can't mark a tensor read-only, so arrays that came through shared memory are copied
+        shared = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return shared if device.type == "cpu" else shared.pin_memory().to(device, non_blocking=True)
+
+    extras = {name: tensor(array) for name, array in columns.items() if name not in OWN_FIELDS}
+    own = {name: tensor(columns[name]) for name in OWN_FIELDS}
+    return Batch(**own, weights=tensor(np.asarray(weights, np.float32)), extras=extras)
+
+
+class ReplayFeed:
+    """Takes batches from the replay service and brings their priorities back."""
+
+    def __init__(self, source: WindowSource, device: torch.device) -> None:
+        self._source = source
+        self._device = device
+
+    def next(self) -> tuple[Batch, Sampled] | str:
+        """Return the next batch, with what it was made of, or the reason why there is none."""
+        sampled = self._source.take()
+        if isinstance(sampled, str):
+            return sampled
+        return to_batch(sampled.columns, sampled.weights, self._device), sampled
+
+    def update_priorities(self, sampled: Sampled, priorities: Tensor) -> None:
+        """Send a batch's new priorities to where its windows are."""
+        self._source.update_priorities(sampled.ticket, priorities.cpu().numpy().astype(np.float64))

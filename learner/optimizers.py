@@ -1,0 +1,53 @@
+"""One optimizer for each group of networks, with clipping and refusal of what is not finite."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from learner.config import OptimizerConfig
+from learner.nets import LearnerNets
+from starling.types import Group
+
+
+class Optimizers:
+    """Steps each group of networks towards its own loss."""
+
+    def __init__(self, config: OptimizerConfig, groups: Mapping[str, Group], nets: LearnerNets) -> None:
+        self._config = config
+        self._groups = groups
+        self._nets = nets
+        self._optimizers = {name: _optimizer(config, group, nets) for name, group in groups.items()}
+
+    def step(self, losses: Mapping[str, Tensor], updates: int) -> bool:
+        """Take one step per group that is due; return False, having moved nothing, if anything is not finite."""
+        due = [name for name, group in self._groups.items() if updates % group.every == 0]
+        self._nets.gradient.zero_()
+        for name in due:
+            networks = self._groups[name].networks
+            losses[name].backward(inputs=self._nets.parameters(*networks), retain_graph=name != due[-1])
+        norms = {name: self._norm(name) for name in due}
+        finite = torch.stack([torch.isfinite(losses[name].detach() + norms[name]) for name in due]).all()
+        if not bool(finite):
+            return False
+        for name in due:
+            if self._config.clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(self._vectors(name), self._config.clip_norm, norms[name])
+            self._optimizers[name].step()
+        return True
+
+    def _norm(self, name: str) -> Tensor:
+        return torch.nn.utils.get_total_norm([v.grad for v in self._vectors(name) if v.grad is not None])
+
+    def _vectors(self, name: str) -> list[nn.Parameter]:
+        return [self._nets.vectors[network] for network in self._groups[name].networks]
+
+
+def _optimizer(config: OptimizerConfig, group: Group, nets: LearnerNets) -> torch.optim.Optimizer:
+    vectors = [nets.vectors[name] for name in group.networks]
+    rate = config.learning_rate if group.learning_rate is None else group.learning_rate
+    if config.kind == "adam":
+        return torch.optim.Adam(vectors, lr=rate, eps=config.eps, fused=True)
+    if config.kind == "rmsprop":
+        return torch.optim.RMSprop(vectors, lr=rate, alpha=config.decay, eps=config.eps, centered=True)
+    return torch.optim.SGD(vectors, lr=rate)

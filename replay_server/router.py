@@ -1,0 +1,219 @@
+"""The learner's side of the replay service: makes many shards look like one big tree."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_server.config import ReplayConfig
+from replay_server.priorities import largest
+from replay_server.rate_limiter import RateLimiter, insert_limits
+from replay_server.sharding import allocate, importance_weights
+from starling.metrics import Clock, Meter
+from starling.types import ReplaySource, Sampled, SampleReply, SampleRequest, Ticket
+
+Changed = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+@dataclass(slots=True)
+class Draw:
+    """Batches that were asked for together, with one request to each shard."""
+
+    asked: NDArray[np.int64]  # [batches, shards] windows
+    shares: NDArray[np.float64]  # [shards] of a batch, in expectation
+    replies: dict[int, SampleReply] = field(default_factory=dict)
+
+
+class Router:
+    """Keeps up to `depth` draws of batches ahead of the learner, in flight over all shards.
+
+    Owns the samples-per-insert account: a window counts as sampled from the moment at which it is asked for, so
+    nothing that is in flight is forgotten. Batches are drawn as from one tree over all shards, whatever a shard's
+    state has become by the time it is asked; their weights are divided by the largest of the batch. When it must
+    wait it still asks each shard, for no windows and once at a time, so that writers learn of new credit.
+    Called from one thread.
+    """
+
+    def __init__(
+        self,
+        source: ReplaySource,
+        config: ReplayConfig,
+        batch_size: int,
+        rng: np.random.Generator,
+        clock: Clock,
+        batches_per_request: int = 1,
+        depth: int = 2,
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._batch_size = batch_size
+        self._batches_per_request = batches_per_request
+        self._depth = depth
+        self._rng = rng
+        self._limiter = RateLimiter(
+            samples_per_insert=config.samples_per_insert,
+            min_windows=config.min_windows,
+            batch=batch_size,
+            tolerance=config.tolerance,
+        )
+        shards = source.num_shards
+        self._masses = np.zeros(shards)  # as last heard of, like the next two
+        self._sizes = np.zeros(shards, np.int64)
+        self._inserted = [0] * shards
+        self._sampled = 0
+        self._largest_priority = 1.0
+        self._asked: list[deque[Draw | None]] = [deque() for _ in range(shards)]  # None: asked for no windows
+        self._changed: list[list[Changed]] = [[] for _ in range(shards)]
+        self._batches_in_flight = 0
+        self._ready: deque[Sampled] = deque()
+        self._meter = Meter(clock)
+
+    def take(self) -> Sampled | str:
+        """Return the next batch, or say who waits for whom."""
+        self._receive()
+        for _ in range(2):  # the first answers may only say what the shards hold
+            self._request()
+            self._receive()
+            if self._ready:
+                self._meter.count("batches")
+                return self._ready.popleft()
+        return self._reason()
+
+    def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
+        """Keep the priorities of a batch's windows for the next request to their shards."""
+        priorities = np.asarray(priorities, np.float64)
+        self._largest_priority = largest(priorities, self._largest_priority)
+        for shard, changed in enumerate(self._changed):
+            here = ticket.shards == shard
+            changed.append((ticket.keys[here], priorities[here]))
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was sampled, and against how much was inserted."""
+        gauges = {
+            "sampled": self._sampled,
+            "inserted": sum(self._inserted),
+            "windows": int(self._sizes.sum()),
+            "beta": self._config.beta_at(self._sampled),
+        }
+        for name, value in gauges.items():
+            self._meter.gauge(name, value)
+        return self._meter.snapshot()
+
+    def _request(self) -> None:
+        while self._has_room():
+            batches = self._batches_allowed()
+            if not batches:
+                self._ask_for_nothing()
+                return
+            self._ask_for(batches)
+
+    def _has_room(self) -> bool:
+        ahead = self._batches_in_flight + len(self._ready)
+        return ahead <= (self._depth - 1) * self._batches_per_request
+
+    def _batches_allowed(self) -> int:
+        if not self._sizes.any():
+            return 0
+        windows = self._limiter.sampleable(sum(self._inserted), self._sampled)
+        return min(self._batches_per_request, windows // self._batch_size)
+
+    def _ask_for(self, batches: int) -> None:
+        masses = np.where(self._sizes > 0, self._masses, 0.0)
+        shares = masses / masses.sum()
+        asked = np.stack([allocate(self._batch_size, shares, self._rng.random()) for _ in range(batches)])
+        draw = Draw(asked, shares)
+        self._sampled += int(asked.sum())
+        self._batches_in_flight += batches
+        limits = self._insert_limits()
+        for shard, limit in enumerate(limits):
+            self._send(shard, asked[:, shard].tolist(), limit, draw)
+
+    def _ask_for_nothing(self) -> None:
+        for shard, limit in enumerate(self._insert_limits()):
+            if not self._asked[shard]:
+                self._send(shard, [], limit, None)
+
+    def _insert_limits(self) -> list[int]:
+        return insert_limits(self._limiter.insert_limit(self._sampled), self._inserted)
+
+    def _send(self, shard: int, counts: list[int], limit: int, draw: Draw | None) -> None:
+        changed, self._changed[shard] = self._changed[shard], []
+        request = SampleRequest(
+            counts=counts,
+            keys=np.concatenate([np.empty(0, np.int64), *(keys for keys, _ in changed)]),
+            priorities=np.concatenate([np.empty(0), *(priorities for _, priorities in changed)]),
+            insert_limit=limit,
+            largest_priority=self._largest_priority,
+        )
+        self._asked[shard].append(draw)
+        self._source.request(shard, request)
+        self._meter.count("requests")
+
+    def _receive(self) -> None:
+        for shard, reply in self._source.replies():
+            self._masses[shard], self._sizes[shard] = reply.mass, reply.size
+            self._inserted[shard] = reply.inserted
+            draw = self._asked[shard].popleft()
+            if draw is None:
+                continue
+            draw.replies[shard] = reply
+            if len(draw.replies) == len(self._asked):
+                self._assemble(draw)
+
+    def _assemble(self, draw: Draw) -> None:
+        replies = [draw.replies[shard] for shard in range(len(self._asked))]
+        came = np.array([reply.counts for reply in replies]).T  # [batches, shards]
+        self._sampled -= int((draw.asked - came).sum())  # of a shard that has become empty
+        self._batches_in_flight -= len(draw.asked)
+        weights = self._weights(draw, replies)
+        edges = np.concatenate([np.zeros_like(came[:1]), came.cumsum(axis=0)])
+        for begins, ends in pairwise(edges):
+            parts = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
+            if (begins < ends).any():
+                self._ready.append(_batch(replies, weights, parts))
+
+    def _weights(self, draw: Draw, replies: list[SampleReply]) -> list[NDArray[np.float64]]:
+        mass, size = sum(reply.mass for reply in replies), sum(reply.size for reply in replies)
+        beta = self._config.beta_at(self._sampled)
+        return [
+            importance_weights(reply.probabilities, reply.mass, share, mass, size, beta)
+            for reply, share in zip(replies, draw.shares.tolist(), strict=True)
+        ]
+
+    def _reason(self) -> str:
+        inserted, config = sum(self._inserted), self._config
+        late = [f"replay_server[{shard}]" for shard, asked in enumerate(self._asked) if any(asked)]
+        if late:
+            return f"learner waits for {', '.join(late)}"
+        if inserted < config.min_windows:
+            return f"learner waits for windows: {inserted} of {config.min_windows} inserted"
+        if not self._sizes.any():
+            return f"learner waits for windows: none left of {inserted} inserted, replay.capacity is too small"
+        return (
+            f"learner waits for windows: {self._sampled} sampled, {inserted} inserted, "
+            f"replay.samples_per_insert is {config.samples_per_insert}"
+        )
+
+
+def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts: list[slice]) -> Sampled:
+    """Put one batch together from its part of each reply, in the order of the shards."""
+    pieces = [(reply, part) for reply, part in zip(replies, parts, strict=True) if part.start < part.stop]
+    weight = np.concatenate([weight[part] for weight, part in zip(weights, parts, strict=True)])
+    return Sampled(
+        columns=_joined([{name: c[:, part] for name, c in reply.columns.items()} for reply, part in pieces]),
+        weights=(weight / weight.max()).astype(np.float32),
+        ticket=Ticket(
+            shards=np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts]),
+            keys=np.concatenate([reply.keys[part] for reply, part in pieces]),
+        ),
+    )
+
+
+def _joined(parts: list[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}

@@ -1,0 +1,12 @@
+"""Pieces that several algorithms' losses share; by operators and methods only, so they need no import of torch."""
+
+from typing import Any
+
+
+def huber(error: Any, delta: float) -> Any:
+    """Return error²/2 up to `delta` and a line beyond it; delta 0 stands for the square everywhere."""
+    if delta == 0.0:
+        return 0.5 * error**2
+    size = abs(error)
+    small = size.clip(max=delta)
+    return small * (size - 0.5 * small)

@@ -1,0 +1,123 @@
+"""Networks as torch modules; the names of their parameters are those that `numpy_forward` reads."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import sqrt
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from starling.networks.description import Dueling, Head, Linear, Mlp, NatureCnn, Network
+from starling.spec import Spec
+
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+def encode(obs: Tensor, spec: Spec, flat: bool) -> Tensor:
+    """Return observations as float inputs: integers one-hot, bytes scaled to [0, 1], made vectors if `flat`."""
+    lead = obs.shape[: obs.ndim - len(spec.obs.shape)]
+    if spec.classes:
+        digits = obs.reshape(*lead, len(spec.classes)).long()
+        hot = [nn.functional.one_hot(digits[..., i], n) for i, n in enumerate(spec.classes)]
+        return torch.cat(hot, -1).float()
+    floats = obs.float() / 255.0 if obs.dtype == torch.uint8 else obs.float()
+    return floats.reshape(*lead, spec.features) if flat else floats
+
+
+class MlpModule(nn.Module):
+    """Linear layers with an activation behind each."""
+
+    def __init__(self, torso: Mlp, spec: Spec) -> None:
+        super().__init__()
+        widths = [spec.features, *torso.hidden]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.features = widths[-1]
+        self._activation = ACTIVATIONS[torso.activation]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs [..., F] to features."""
+        x = inputs
+        for layer in self.layers:
+            x = self._activation(layer(x))
+        return x
+
+
+class NatureCnnModule(nn.Module):
+    """Three convolutions over [..., C, H, W] and one linear layer, ReLU behind each."""
+
+    def __init__(self, torso: NatureCnn, spec: Spec) -> None:
+        super().__init__()
+        channels, height, width = spec.obs.shape
+        self.convs = nn.Sequential(
+            *(nn.Conv2d(channels, 32, 8, 4), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+            *(nn.Conv2d(64, 64, 3, 1), nn.ReLU()),
+        )
+        with torch.no_grad():
+            flat = self.convs(torch.zeros(1, channels, height, width)).numel()
+        self.linear = nn.Linear(flat, torso.features)
+        self.features = torso.features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map frames [..., C, H, W] to features."""
+        lead = inputs.shape[:-3]
+        x = self.convs(inputs.reshape(-1, *inputs.shape[-3:]))
+        return torch.relu(self.linear(x.flatten(1))).reshape(*lead, -1)
+
+
+class DuelingModule(nn.Module):
+    """State value and advantages joined to Q; subtracting the mean makes the two identifiable."""
+
+    def __init__(self, features: int, head: Dueling) -> None:
+        super().__init__()
+        self.value = nn.Linear(features, 1)
+        self.advantage = nn.Linear(features, head.actions)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features to Q, [..., A]."""
+        advantage = self.advantage(features)
+        return cast(Tensor, self.value(features) + advantage - advantage.mean(-1, keepdim=True))
+
+
+class NetworkModule(nn.Module):
+    """Observations in, a dict of head outputs out; any leading axes."""
+
+    def __init__(self, network: Network, spec: Spec) -> None:
+        super().__init__()
+        self._spec = spec
+        torso = network.torso
+        self.torso = MlpModule(torso, spec) if isinstance(torso, Mlp) else NatureCnnModule(torso, spec)
+        self.heads = nn.ModuleDict({name: _head(self.torso.features, head) for name, head in network.heads.items()})
+
+    def forward(self, obs: Tensor) -> dict[str, Tensor]:
+        """Map observations to each head's outputs."""
+        features = self.torso(encode(obs, self._spec, flat=isinstance(self.torso, MlpModule)))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def _head(features: int, head: Head) -> nn.Module:
+    if isinstance(head, Linear):
+        return nn.Linear(features, head.outputs, bias=head.bias)
+    return DuelingModule(features, head)
+
+
+def build_modules(
+    networks: Mapping[str, Network], spec: Spec, generator: torch.Generator | None = None
+) -> dict[str, NetworkModule]:
+    """Build every network; with a generator their weights are drawn from it, in order."""
+    modules = {name: NetworkModule(network, spec) for name, network in networks.items()}
+    if generator is not None:
+        for module in modules.values():
+            _initialise(list(module.modules()), generator)
+    return modules
+
+
+def _initialise(layers: Sequence[nn.Module], generator: torch.Generator) -> None:
+    """Draw weights and biases uniformly within 1/sqrt(fan in), torch's own rule, but from our generator."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = 1.0 / sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

@@ -1,0 +1,33 @@
+"""The forward pass of actors whose networks are more than MLPs."""
+
+from collections.abc import Mapping
+
+import torch
+
+from starling.networks.description import Network
+from starling.networks.modules import build_modules
+from starling.params import Params
+from starling.spec import Spec
+from starling.types import Array
+
+
+class TorchForward:
+    """Torch modules on the CPU; `load` copies the parameters into them."""
+
+    def __init__(self, networks: Mapping[str, Network], spec: Spec) -> None:
+        self._modules = build_modules(networks, spec)
+        named = [(f"{n}.{p}", t) for n, m in self._modules.items() for p, t in m.named_parameters()]
+        self._tensors = dict(named)
+
+    def load(self, params: Params) -> None:
+        """Use these parameters from now on."""
+        arrays = params.arrays()
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(torch.tensor(arrays[name]))
+
+    def __call__(self, obs: Array) -> dict[str, Array]:
+        """Return the outputs of every head for observations `[E, ...]`."""
+        with torch.inference_mode():
+            inputs = torch.tensor(obs)
+            return {head: out.numpy() for module in self._modules.values() for head, out in module(inputs).items()}

@@ -1,0 +1,239 @@
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from starling.codec import ALIGNMENT, MAGIC, VERSION, decode, encode
+from starling.errors import CodecError
+
+DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+arrays_of_any_kind = st.dictionaries(
+    st.text(max_size=8),
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    ),
+    max_size=5,
+)
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=8)
+)
+plain = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def some_arrays() -> dict[str, NDArray[Any]]:
+    return {
+        "obs": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "done": np.array([True, False, True]),
+        "step": np.array(7),
+        "none": np.zeros((0, 3), np.uint8),
+        "half": np.linspace(0, 1, 5, dtype=np.float16),
+    }
+
+
+def framed(
+    header: Any, body: bytes = b"", magic: bytes = MAGIC, version: int = VERSION, length: int | None = None
+) -> bytes:
+    """Write by hand what `encode` would not."""
+    packed = header if isinstance(header, bytes) else msgpack.packb(header)
+    head = struct.pack("<8sII", magic, version, len(packed) if length is None else length) + packed
+    return head.ljust(-(-len(head) // ALIGNMENT) * ALIGNMENT, b"\0") + body if body else head
+
+
+def header_of(*entries: Any, **meta: Any) -> dict[str, Any]:
+    return {"meta": meta, "arrays": list(entries)}
+
+
+def aligned_copy(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    room = np.empty(buffer.size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    room[start : start + buffer.size] = buffer
+    return room[start : start + buffer.size]
+
+
+def assert_same(got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_array_equal(got[name], array, strict=True)
+
+
+@given(arrays=arrays_of_any_kind, meta=st.dictionaries(st.text(max_size=8), plain, max_size=3))
+def test_what_is_encoded_is_decoded(arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    got, got_meta = decode(encode(arrays, meta))
+
+    assert_same(got, arrays)
+    assert got_meta == meta
+
+
+@pytest.mark.parametrize("view", [bytes, bytearray, memoryview, np.asarray])
+def test_every_kind_of_bytes_is_read(view: Callable[[Any], Any]) -> None:
+    assert_same(decode(view(encode(some_arrays())))[0], some_arrays())
+
+
+def test_arrays_that_are_not_contiguous_are_packed_by_value() -> None:
+    frames = np.arange(60).reshape(3, 4, 5)
+    arrays = {
+        "transposed": frames.T,
+        "strided": frames[:, ::-2, 1::2],
+        "broadcast": np.broadcast_to(frames[0], (2, 4, 5)),
+    }
+
+    assert_same(decode(encode(arrays))[0], arrays)
+
+
+def test_equal_arrays_give_equal_bytes() -> None:
+    assert bytes(encode(some_arrays(), {"a": 1})) == bytes(encode(some_arrays(), {"a": 1}))
+
+
+def test_decoding_copies_nothing() -> None:
+    buffer = encode(some_arrays())
+
+    arrays, _ = decode(buffer)
+
+    assert all(np.shares_memory(array, buffer) for array in arrays.values() if array.size)
+
+
+def test_decoded_arrays_are_read_only_and_the_buffer_stays_as_it_was() -> None:
+    buffer = encode(some_arrays())
+
+    arrays, _ = decode(buffer)
+
+    assert not any(array.flags.writeable for array in arrays.values())
+    assert buffer.flags.writeable
+
+
+def test_in_an_aligned_buffer_every_array_is_aligned() -> None:
+    arrays, _ = decode(aligned_copy(encode(some_arrays())))
+
+    assert {array.ctypes.data % ALIGNMENT for array in arrays.values() if array.size} == {0}
+
+
+def test_a_buffer_at_an_odd_address_is_read_all_the_same() -> None:
+    shifted = memoryview(b"x" + bytes(encode(some_arrays())))[1:]
+
+    assert_same(decode(shifted)[0], some_arrays())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([object()]),
+        np.zeros(2, [("a", "f4")]),
+        np.array(["2026-01-01"], "M8[D]"),
+        np.array([1], "m8[s]"),
+        np.array(["text"]),
+        np.array([b"bytes"]),
+        np.array([1j]),
+        np.array([1.0], ">f4"),
+        np.zeros((1,) * 33),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_arrays_that_are_no_plain_numbers_are_refused(array: NDArray[Any]) -> None:
+    with pytest.raises(CodecError, match="array 'x' must be"):
+        encode({"x": array})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1, 2), {1: 2}, b"raw", np.float64(1.0), np.int64(1), 2**64, "\ud800", {1, 2}, msgpack.Timestamp(0), object()],
+    ids=repr,
+)
+def test_meta_that_would_not_come_back_as_it_was_is_refused(value: Any) -> None:
+    with pytest.raises(CodecError):
+        encode({}, {"value": value})
+
+
+def test_meta_that_contains_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+
+    with pytest.raises(CodecError):
+        encode({}, {"loop": loop})
+
+
+def test_every_truncation_is_refused() -> None:
+    whole = bytes(encode(some_arrays(), {"note": "n"}))
+
+    for length in range(len(whole)):
+        with pytest.raises(CodecError):
+            decode(whole[:length])
+
+
+def test_anything_behind_the_last_array_is_refused() -> None:
+    with pytest.raises(CodecError, match="buffer must be"):
+        decode(bytes(encode(some_arrays())) + b"\0")
+
+
+FLOATS = ["x", "<f4", [2]]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "message"),
+    [
+        (framed(header_of(), magic=b"STARLINK"), "must begin with b'STARLING', got b'STARLINK'"),
+        (framed(header_of(), version=2), "version of the encoding must be 1, got 2"),
+        (framed(header_of(), length=2**32 - 1), "header must end within the buffer"),
+        (framed(b"", length=0), "header must be msgpack"),
+        (framed(b"\xdd\xff\xff\xff\xff"), "header must be msgpack"),  # an array of 4 billion items
+        (framed(b"\xc6\xff\xff\xff\xff"), "header must be msgpack"),  # 4 GB of bytes
+        (framed(b"\x91" * 100_000 + b"\x01"), "header must be msgpack"),  # nested 100,000 deep
+        (framed(msgpack.packb(header_of()) + b"\x01"), "header must be msgpack"),
+        (framed([]), "header must hold"),
+        (framed({"meta": {}}), "header must hold"),
+        (framed({"meta": {}, "arrays": [], "more": 1}), "header must hold"),
+        (framed(header_of(when=msgpack.Timestamp(0))), "header must hold a plain meta"),
+        (framed(header_of(FLOATS, FLOATS), bytes(128)), "different names"),
+        (framed(header_of(["x", "|O", [1]]), bytes(8)), "name, dtype and shape"),
+        (framed(header_of(["x", ">f4", [1]]), bytes(8)), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [-1]])), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [True]]), bytes(4)), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [1.0]]), bytes(4)), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [2**32, 2**32]])), "name, dtype and shape"),  # 0 modulo 2^64
+        (framed(header_of(["x", "<f4", [0, 2**63]])), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [1] * 100]), bytes(4)), "name, dtype and shape"),
+        (framed(header_of([["x"], "<f4", [1]]), bytes(4)), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [2**40]])), "buffer must be"),
+        (framed(header_of(FLOATS, ["y", "<f4", [2]]), bytes(8)), "buffer must be"),
+    ],
+)
+def test_a_header_that_lies_is_refused_in_one_sentence(buffer: bytes, message: str) -> None:
+    with pytest.raises(CodecError, match=message) as error:
+        decode(buffer)
+
+    assert "\n" not in str(error.value)
+
+
+def test_a_buffer_with_holes_is_refused() -> None:
+    with pytest.raises(CodecError, match="contiguous"):
+        decode(np.repeat(encode(some_arrays()), 2)[::2])
+
+
+def test_a_thousand_mutations_are_refused_or_stay_inside_the_buffer() -> None:
+    rng = np.random.default_rng(0)
+    whole = encode(some_arrays(), {"note": [1, 2.0, None, {"a": "b"}]})
+    head = 16 + int(whole[12:16].view("<u4")[0])
+
+    for trial in range(1_000):
+        mutant = whole.copy()
+        where = rng.integers(0, head if trial % 2 else whole.size, rng.integers(1, 4))
+        mutant[where] = rng.integers(0, 256, where.size)
+        try:
+            arrays, _ = decode(mutant)
+        except CodecError:
+            continue
+        low, high = byte_bounds(mutant)
+        bounds = [byte_bounds(array) for array in arrays.values() if array.size]
+        assert all(low <= first and last <= high for first, last in bounds)
