@@ -139,6 +139,18 @@ def test_an_actor_says_what_it_did_and_where_its_time_went() -> None:
     assert {"priorities", "inserting", "waiting_credit"} <= set(stats["time_s"])
 
 
+def test_an_actor_tells_of_each_ended_episode_once() -> None:
+    sink = Sink()
+    actor = actor_with(Source(version=1), sink)
+
+    for _ in range(3):
+        actor.step()
+    told = actor.take()
+
+    assert sum(len(figures["return"]) for figures in told) == sum(len(unroll.final_at) for unroll in sink.unrolls)
+    assert actor.take() == []
+
+
 def test_autoreset_rows_are_not_counted_as_steps() -> None:
     vector = CountingVector(3, [11, 22, 33], AutoresetMode.NEXT_STEP)
     sink = Sink()

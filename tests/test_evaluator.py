@@ -96,6 +96,16 @@ def test_the_evaluator_waits_until_a_version_is_due() -> None:
     assert evaluator.stats()["counts"]["evaluations"] == 2
 
 
+def test_only_a_version_better_than_all_before_brings_its_parameters() -> None:
+    evaluator = evaluator_with(copies_of(4))
+
+    evaluations = [evaluator.evaluate(version, params_of(version)) for version in (3, 3, 5)]
+
+    assert evaluations[0].params is not None
+    assert evaluations[1].params is None
+    assert (evaluations[2].params is not None) == (evaluations[2].mean > evaluations[0].mean)
+
+
 def test_an_episode_that_never_ends_is_an_error_that_says_what_to_do() -> None:
     copies = make_copies(EnvConfig(id="counting", copies=2), partial(Counting, endless=True))
     evaluator = evaluator_with(copies, episodes=2, max_steps=10)

@@ -81,17 +81,21 @@ def test_discrete_actions_are_counted_from_zero_and_given_from_their_start() -> 
     assert env.told == 5
 
 
-def test_boxes_of_actions_have_bounds_that_no_action_leaves() -> None:
-    env = Echo(ACTIONS, Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf]), dtype=np.float64))
+def test_actions_between_minus_one_and_one_span_a_bounded_box_and_leave_it_nowhere() -> None:
+    low, high = np.array([-2.0, 0.0, -1.0, -np.inf]), np.array([2.0, 10.0, np.inf, np.inf])
+    env = Echo(ACTIONS, Box(low, high, dtype=np.float64))
     copies = make_copies(EnvConfig(id="echo", copies=1), lambda: env)
     copies.reset([1])
+    told = []
 
-    copies.step(np.array([[-3.0, 7.0]], np.float32))
+    for action in ([-1.0, -1.0, 0.0, 0.0], [1.0, 0.0, 7.0, -7.0], [9.0, -9.0, -9.0, 9.0]):
+        copies.step(np.array([action], np.float32))
+        told.append(env.told.tolist())
 
-    assert copies.spec.action == ArraySpec((2,), "float32")
-    assert (copies.spec.low, copies.spec.high) == ((-1.0, 0.0), (1.0, np.inf))
-    assert env.told.tolist() == [-1.0, 7.0]
+    assert told == [[-2.0, 0.0, 0.0, 0.0], [2.0, 5.0, 7.0, -7.0], [2.0, 0.0, -1.0, 9.0]]
     assert env.told.dtype == np.float64
+    assert copies.spec.action == ArraySpec((4,), "float32")
+    assert (copies.spec.low, copies.spec.high) == (tuple(low), tuple(high))
 
 
 @pytest.mark.parametrize(
