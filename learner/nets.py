@@ -65,9 +65,7 @@ class LearnerNets:
         """Move every target after update number `updates`."""
         with torch.no_grad():
             for target, (_, flat) in self._targets.values():
-                if target.every and updates % target.every == 0:
-                    flat.copy_(self.vectors[target.of])
-                elif target.tau:
+                if updates % target.every == 0:
                     flat.lerp_(self.vectors[target.of], target.tau)
 
     def params(self, count: int) -> Params:
@@ -76,10 +74,10 @@ class LearnerNets:
         return Params(layout, self.flat[: layout.size].detach().to("cpu", copy=True).numpy())
 
     def load(self, params: Params) -> None:
-        """Take over these values, targets included."""
-        assert params.layout == self.layout
+        """Take over the values of the first networks, whose arrays these are; their targets follow at once."""
+        assert params.layout == self.layout.head(len(params.layout.entries)), "another network's parameters"
         with torch.no_grad():
-            self.flat.copy_(torch.from_numpy(np.array(params.buffer)))
+            self.flat[: params.layout.size].copy_(torch.from_numpy(np.array(params.buffer)))
             for target, (_, flat) in self._targets.values():
                 flat.copy_(self.vectors[target.of])
 

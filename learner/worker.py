@@ -58,21 +58,30 @@ class Learner:
         self._meter = Meter(clock)
         self._metrics: dict[str, torch.Tensor] = {}
         self._bad_in_a_row = 0
+        self._published = False
         self.updates = 0
         self.version = 0
 
-    def publish(self) -> Params:
+    def begin_from(self, params: Params, version: int, updates: int) -> None:
+        """Take over published parameters; the next version is above theirs, so that versions only grow."""
+        self.nets.load(params)
+        self.version, self.updates = version, updates
+
+    def params(self) -> Params:
+        """Return a copy of what actors need."""
+        return self.nets.params(self._num_acting)
+
+    def publish(self) -> None:
         """Make the present parameters the next version."""
         self._meter.enter("publishing")
-        params = self.nets.params(self._num_acting)
         self.version += 1
-        self._sink.publish(self.version, params)
+        self._sink.publish(self.version, self.params())
         self._meter.gauge("version", self.version)
-        return params
 
     def step(self) -> Progress:
         """Make one update, or report why there is no batch."""
-        if self.version == 0:
+        if not self._published:
+            self._published = True
             self.publish()  # actors can't begin without a first version
         self._meter.enter("waiting_batch")
         taken = self._feed.next()

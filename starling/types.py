@@ -78,9 +78,10 @@ class Batch:
 class Act(NamedTuple):
     """What the actor does with the outputs of its networks, per copy."""
 
-    action: Array  # [E, ...]
+    action: Array  # [E, ...]; a bounded box's within [-1, 1], which the environment's edge scales
     extras: Columns  # [E, ...] stored with the step
-    taken: Array | None = None  # [E] the value that the actor gives to this action, for its priorities
+    taken: Array | None = None
+    """[E] the value that the actor gives to this action; None: it judges nothing, and shards use the largest priority"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +115,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A network that follows another: copied every `every` updates, or drawn towards it by `tau` at each."""
+    """A network that follows another: every `every` updates it goes the part `tau` of the way; 1 is a copy."""
 
     of: str
-    every: int = 0  # updates; 0: follow by tau
-    tau: float = 0.0
+    every: int = 1  # updates
+    tau: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,100 @@
+"""Gymnasium's spaces as a Spec, and the translation between an environment's arrays and ours."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+
+from starling.errors import EnvError
+from starling.spec import ArraySpec, Spec
+from starling.types import Array
+
+
+class Observed(NamedTuple):
+    """An observation space in our words; `offset` is its smallest value where that is not 0."""
+
+    spec: ArraySpec
+    classes: tuple[int, ...] = ()
+    offset: Array | None = None
+
+
+def observed(env: str, space: Space[Any]) -> Observed:
+    """Describe an observation space: bytes stay bytes, other boxes become float32, integers count from 0."""
+    match space:
+        case Box():
+            return Observed(ArraySpec(space.shape, "uint8" if space.dtype == np.uint8 else "float32"))
+        case Discrete():
+            return Observed(ArraySpec((), "int64"), (int(space.n),), _offset(np.asarray(space.start)))
+        case MultiDiscrete():
+            classes = tuple(int(n) for n in space.nvec.flat)
+            return Observed(ArraySpec(space.shape, "int64"), classes, _offset(np.asarray(space.start)))
+        case MultiBinary():
+            return Observed(ArraySpec(space.shape, "int8"), (2,) * prod(space.shape))
+    raise EnvError(
+        f"environment {env} has observations of the space {type(space).__name__}, which networks can't read; return it "
+        "through gymnasium.wrappers.FlattenObservation from a factory of your own and pass that as module:factory"
+    )
+
+
+def _offset(start: Array) -> Array | None:
+    return start if start.any() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """Both spaces of an environment: what its Spec says of them, and how arrays are translated."""
+
+    obs: Observed
+    action: Discrete | Box
+
+    @staticmethod
+    def of(env: str, obs: Space[Any], action: Space[Any]) -> "Spaces":
+        """Describe a single copy's spaces, or say which one is not supported and what to do."""
+        if not isinstance(action, Discrete | Box):
+            raise EnvError(
+                f"environment {env} has actions of the space {type(action).__name__}, but only Discrete and Box can be "
+                "chosen; wrap it in a gymnasium.ActionWrapper that offers one of them and pass that as module:factory"
+            )
+        return Spaces(observed(env, obs), action)
+
+    def spec(self, env: str, max_episode_steps: int | None) -> Spec:
+        """Return the Spec that every role is given."""
+        obs, classes, _ = self.obs
+        space = self.action
+        if isinstance(space, Discrete):
+            return Spec(
+                env=env,
+                obs=obs,
+                classes=classes,
+                action=ArraySpec((), "int64"),
+                num_actions=int(space.n),
+                max_episode_steps=max_episode_steps,
+            )
+        return Spec(
+            env=env,
+            obs=obs,
+            classes=classes,
+            action=ArraySpec(space.shape, "float32"),
+            low=tuple(float(x) for x in space.low.flat),
+            high=tuple(float(x) for x in space.high.flat),
+            max_episode_steps=max_episode_steps,
+        )
+
+    def read(self, raw: Any) -> Array:
+        """Return observations as ours; the same memory where nothing has to change."""
+        if self.obs.offset is not None:
+            raw = raw - self.obs.offset
+        array: Array = np.asarray(raw, self.obs.spec.dtype)
+        return array
+
+    def write(self, action: Array) -> Array:
+        """Return actions as the environment wants them: boxes clipped to their bounds, integers from its own start."""
+        space = self.action
+        if isinstance(space, Box):
+            action = np.minimum(np.maximum(action, space.low), space.high)
+        elif space.start:
+            action = action + space.start
+        return action.astype(space.dtype, copy=False)

@@ -1,0 +1,82 @@
+"""The actor: plays copies of an environment by the newest parameters, and sends what happened."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from actors.rollout import Rollout
+from starling.errors import check
+from starling.metrics import Clock, Meter
+from starling.types import ParamSource, Progress, ReplaySink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorConfig:
+    """How many actors there are and how each of them works."""
+
+    num: int = 1
+    """actors"""
+    unroll_length: int = 16
+    """steps of every copy that are sent together"""
+    fetch_every: int = 0
+    """env steps between looks for newer parameters; 0: before every unroll"""
+
+    def __post_init__(self) -> None:
+        check(self.num >= 1, f"actors.num must be >= 1, got {self.num}")
+        check(self.unroll_length >= 1, f"actors.unroll_length must be >= 1, got {self.unroll_length}")
+        check(self.fetch_every >= 0, f"actors.fetch_every must be >= 0, got {self.fetch_every}")
+
+
+class Actor:
+    """Repeats: refresh parameters, play `unroll_length` steps of every copy, send them.
+
+    It plays nothing that its sink has no room for, so a slow shard slows its actors down and memory stays bounded.
+    Called from one thread, `stats` excepted.
+    """
+
+    def __init__(
+        self, config: ActorConfig, rollout: Rollout, sink: ReplaySink, params: ParamSource, clock: Clock
+    ) -> None:
+        self.name = f"actor[{rollout.place.actor}]"
+        self._config = config
+        self._rollout = rollout
+        self._sink = sink
+        self._params = params
+        self._meter = Meter(clock, "waiting_params")
+        self._version = 0
+        self._since_fetch = config.fetch_every  # env steps; due at once
+
+    def step(self) -> Progress:
+        """Play and send one unroll, or report for whom it waits."""
+        if self._since_fetch >= self._config.fetch_every:
+            self._refresh()
+        if self._version == 0:
+            self._meter.enter("waiting_params")
+            return Progress(waits=f"{self.name} waits for the first parameters")
+        if wait := self._sink.must_wait():
+            self._meter.enter("waiting_credit")
+            return Progress(waits=f"{self.name} waits for {wait}")
+        unroll = self._rollout.collect(self._config.unroll_length, self._version, self._meter)
+        self._meter.enter("inserting")
+        self._sink.insert(unroll)
+        work = {"env_steps": unroll.num_steps, "episodes": len(unroll.final_at), "unrolls": 1}
+        for name, done in work.items():
+            self._meter.count(name, done)
+        self._since_fetch += work["env_steps"]
+        return Progress(work=work)
+
+    def stats(self) -> dict[str, Any]:
+        """Return work, time shares and the version that acts."""
+        return self._meter.snapshot()
+
+    def close(self) -> None:
+        """Let go of the environment."""
+        self._rollout.close()
+
+    def _refresh(self) -> None:
+        self._meter.enter("fetching")
+        if fresh := self._params.fetch(newer_than=self._version):
+            self._version, params = fresh
+            self._rollout.load(params)
+            self._meter.gauge("version", self._version)
+        if self._version:
+            self._since_fetch = 0

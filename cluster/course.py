@@ -1,0 +1,108 @@
+"""The course of a run, the same for every runtime: what is reported, which version is best, and when it is over."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from actors.evaluator import Evaluation
+from cluster.config import GoalConfig
+from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
+from starling.metrics import Clock
+from starling.params import Params
+
+SAMPLE_EVERY_S = 1.0
+Reason = Literal["goal", "budget", "interrupted"]
+
+
+class Course:
+    """Turns what roles tell into events, and judges the run by its evaluations and its budgets.
+
+    The clock is for reports, and for the one budget that is asked for in minutes.
+    """
+
+    def __init__(self, goal: GoalConfig, report: Callable[[Event], None], clock: Clock) -> None:
+        self._goal = goal
+        self._report = report
+        self._clock = clock
+        self._began = clock()
+        self._sampled_at = self._began
+        self.env_steps = 0
+        self.updates = 0
+        self.best_mean: float | None = None
+
+    def advance(self, env_steps: int, updates: int) -> None:
+        """Set the run's two clocks."""
+        self.env_steps, self.updates = env_steps, updates
+
+    def hear(self, actor: int, news: Iterable[Any]) -> None:
+        """Take what a loop role told: evaluations, or the episodes that ended with actor number `actor`."""
+        for item in news:
+            if isinstance(item, Evaluation):
+                self._judge(item)
+            elif len(item["return"]):
+                self._report(
+                    EpisodesEnded(
+                        elapsed_s=self.elapsed_s,
+                        env_steps=self.env_steps,
+                        actor=actor,
+                        returns=item["return"].tolist(),
+                        lengths=item["length"].tolist(),
+                    )
+                )
+
+    def note(self, what: str, **facts: Any) -> None:
+        """Report something that happens rarely."""
+        self._report(Noted(elapsed_s=self.elapsed_s, what=what, facts=facts))
+
+    def sample(self, roles: Callable[[], Mapping[str, Mapping[str, Any]]], now: bool = False) -> None:
+        """Report all roles' counters once a second, or at once."""
+        if now or self._clock() - self._sampled_at >= SAMPLE_EVERY_S:
+            self._sampled_at = self._clock()
+            self._report(Sample(**self._at(), roles=roles()))
+
+    def over(self, stopped: bool) -> Reason | None:
+        """Say why the run is over, or None while it is not."""
+        goal = self._goal
+        if goal.return_mean is not None and self.best_mean is not None and self.best_mean >= goal.return_mean:
+            return "goal"
+        if stopped:
+            return "interrupted"
+        late = goal.max_minutes is not None and self.elapsed_s >= goal.max_minutes * 60.0
+        return "budget" if late or self.env_steps >= goal.total_steps else None
+
+    def end(self, reason: Reason, version: int, params: Params) -> Outcome:
+        """Keep the last parameters and say how the run ended."""
+        self._report(CheckpointDue(**self._at(), version=version, params=params, best=self.best_mean is None))
+        return Outcome(
+            reason=reason,
+            env_steps=self.env_steps,
+            updates=self.updates,
+            train_s=self.elapsed_s,
+            params_sha256=hashlib.sha256(params.buffer.tobytes()).hexdigest(),
+            best_mean=self.best_mean,
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training."""
+        return self._clock() - self._began
+
+    def _judge(self, evaluation: Evaluation) -> None:
+        self._report(
+            EvaluationDone(
+                **self._at(),
+                version=evaluation.version,
+                mean=evaluation.mean,
+                std=evaluation.std,
+                episodes=len(evaluation.returns),
+            )
+        )
+        if evaluation.params is not None:
+            self.best_mean = evaluation.mean
+            due = CheckpointDue(
+                **self._at(), version=evaluation.version, params=evaluation.params, best=True, mean=evaluation.mean
+            )
+            self._report(due)
+
+    def _at(self) -> dict[str, Any]:
+        return {"elapsed_s": self.elapsed_s, "env_steps": self.env_steps, "updates": self.updates}

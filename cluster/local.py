@@ -1,0 +1,88 @@
+"""The local runtime: every role in this process, scheduled by counts alone, so that a seed repeats a run bit by bit."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.envs import measure_spec
+from cluster import launch
+from cluster.config import Config
+from cluster.course import Course
+from cluster.report import Event, Outcome
+from replay_server.local import LocalReplay, LocalSink
+from starling.errors import StuckError
+from starling.metrics import Clock
+
+
+class LocalRuntime:
+    """Makes each role as it is declared; neighbours are the objects themselves."""
+
+    def __init__(self) -> None:
+        self.roles: dict[str, Any] = {}
+        self._loops: list[str] = []
+
+    def server(self, kind: str, index: int, build: Callable[[], Any]) -> str:
+        """Make a role that only answers."""
+        name = f"{kind}[{index}]"
+        self.roles[name] = build()
+        return name
+
+    def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
+        """Make a role with a loop and connect it."""
+        name = f"{kind}[{index}]"
+        self.roles[name] = build(**{argument: self._connect(argument, roles) for argument, roles in peers.items()})
+        self._loops.append(name)
+        return name
+
+    def turn(self) -> None:
+        """Let every loop do one unit of work; if none can, say who waits for whom."""
+        progress = [self.roles[name].step() for name in self._loops]
+        if all(p.waits for p in progress):
+            raise StuckError(f"every role waits: {'; '.join(p.waits for p in progress)}")
+
+    def of(self, kind: str) -> list[Any]:
+        """Return the roles of a kind."""
+        return [role for name, role in self.roles.items() if name.startswith(f"{kind}[")]
+
+    def tell(self, course: Course, last: bool = False) -> None:
+        """Pass on what the roles have to tell."""
+        for index, actor in enumerate(self.of("actor")):
+            course.hear(index, actor.take())
+        for evaluator in self.of("evaluator"):
+            course.hear(0, evaluator.take())
+        course.sample(lambda: {name: role.stats() for name, role in self.roles.items()}, now=last)
+
+    def close(self) -> None:
+        """Let go of every environment."""
+        for role in self.of("actor") + self.of("evaluator"):
+            role.close()
+
+    def _connect(self, argument: str, roles: Sequence[str]) -> Any:
+        first = self.roles[roles[0]]
+        if argument == "source":
+            return LocalReplay([self.roles[role] for role in roles])
+        if argument == "sink":
+            return LocalSink(first, int(roles[0].partition("[")[2].rstrip("]")))
+        return first
+
+
+def run_local(
+    config: Config[Any],
+    report: Callable[[Event], None],
+    stopped: Callable[[], bool] = lambda: False,
+    clock: Clock = time.monotonic,
+) -> Outcome:
+    """Turn the roles until the goal is reached, a budget is spent, or somebody asks to stop."""
+    runtime = LocalRuntime()
+    launch.replay(runtime, config, measure_spec(config.env), clock)
+    (learner,), actors = runtime.of("learner"), runtime.of("actor")
+    course = Course(config.goal, report, clock)
+    reason = None
+    while reason is None:
+        runtime.turn()
+        course.advance(sum(actor.env_steps for actor in actors), learner.updates)
+        runtime.tell(course)
+        reason = course.over(stopped())
+    runtime.tell(course, last=True)
+    runtime.close()
+    return course.end(reason, learner.version, learner.params())

@@ -1,0 +1,215 @@
+"""The roles of a run as Ray processes: each incarnation has a generation, and a successor takes its place.
+
+Ray itself restarts nothing: here is the one place for generations, back-off and budgets. A dead role is told by its
+unanswered beat within milliseconds, a hung one by a loop that no longer turns.
+"""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from cluster.handles import Peer
+from cluster.processes import Beat, LoopProcess, ParamProcess, ShardProcess
+from starling.errors import RoleError
+from starling.metrics import Clock
+
+START_LIMIT_S = 60.0  # from creation to the first turn of the loop: imports, environments, the first parameters
+HANG_LIMIT_S = 10.0
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
+BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 30.0)
+
+Spawn = Callable[[int, Mapping[str, list[Peer]]], Any]
+Happen = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Member:
+    """One role: how to make it, its present incarnation, and what all incarnations together did."""
+
+    name: str
+    spawn: Spawn
+    peers: Mapping[str, Sequence[str]]  # the roles that it talks to, by the argument of its constructor
+    generation: int = -1
+    handle: Any = None
+    pid: int = 0
+    asked: Any = None
+    asked_at: float = 0.0
+    born_at: float = 0.0
+    beat: Beat | None = None
+    turned_at: float = 0.0
+    retry_at: float = 0.0
+    down_at: float | None = None
+    restarts: deque[float] = field(default_factory=deque)
+    before: dict[str, int] = field(default_factory=dict)  # counts of earlier incarnations
+
+
+class Members:
+    """All roles of a run. `server` and `loop` declare them, `start` makes them, `watch` keeps them alive."""
+
+    def __init__(self, clock: Clock, happen: Happen) -> None:
+        self._clock = clock
+        self._happen = happen
+        self._members: dict[str, Member] = {}
+
+    def server(self, kind: str, index: int, build: Callable[[], Any]) -> str:
+        """Declare a role that only answers, and return its name."""
+        process = {"replay_server": ShardProcess, "param_server": ParamProcess}[kind]
+
+        def spawn(generation: int, peers: Mapping[str, list[Peer]]) -> Any:
+            return _remote(process).remote(build)
+
+        return self._declare(f"{kind}[{index}]", spawn, {})
+
+    def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
+        """Declare a role with a loop and the roles that it talks to, and return its name."""
+        name = f"{kind}[{index}]"
+
+        def spawn(generation: int, connected: Mapping[str, list[Peer]]) -> Any:
+            return _remote(LoopProcess).remote(name, build, generation, connected)
+
+        return self._declare(name, spawn, peers)
+
+    def start(self) -> None:
+        """Make every role, servers first, in the order of their declaration."""
+        for member in self._members.values():
+            self._spawn(member)
+
+    def watch(self) -> dict[str, Beat]:
+        """Ask every role that has answered, replace what died or hangs, and return the answers that came."""
+        return {m.name: beat for m in self._members.values() if (beat := self._look_after(m)) is not None}
+
+    def stop(self) -> dict[str, Beat]:
+        """Let every loop end its present step, and return their last words."""
+        loops = {m.name: m.handle.stop.remote() for m in self._members.values() if m.peers and m.handle is not None}
+        done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=6.0) if loops else ([], [])
+        return {
+            name: beat for name, answer in loops.items() if answer in done and (beat := _answer(answer)) is not None
+        }
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Return what all incarnations of a role counted."""
+        member = self._members[name]
+        now = member.beat.stats.get("counts", {}) if member.beat else {}
+        return {key: now.get(key, 0) + member.before.get(key, 0) for key in {*now, *member.before}}
+
+    def names(self) -> list[str]:
+        """Return the name of every role."""
+        return list(self._members)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Return what is known of a role beside its work."""
+        member = self._members[name]
+        return {
+            "pid": member.pid,
+            "generation": member.generation,
+            "up": member.handle is not None,
+            "waits": member.beat.waits if member.beat else "starting",
+        }
+
+    def all_turn(self) -> bool:
+        """Say whether every role has done its first piece of work."""
+        return all(m.beat is not None and m.beat.beats > 0 for m in self._members.values())
+
+    def _declare(self, name: str, spawn: Spawn, peers: Mapping[str, Sequence[str]]) -> str:
+        self._members[name] = Member(name, spawn, peers)
+        return name
+
+    def _spawn(self, member: Member) -> None:
+        member.generation += 1
+        peers = {argument: [self._peer(role) for role in roles] for argument, roles in member.peers.items()}
+        member.handle = member.spawn(member.generation, peers)
+        member.born_at = member.turned_at = self._clock()
+        member.beat = member.asked = None
+        member.pid = 0
+        for other in self._members.values():
+            if other.handle is not None and any(member.name in roles for roles in other.peers.values()):
+                other.handle.connect.remote(self._peer(member.name))
+
+    def _peer(self, role: str) -> Peer:
+        member = self._members[role]
+        return Peer(role, member.handle, member.generation)
+
+    def _look_after(self, member: Member) -> Beat | None:
+        now = self._clock()
+        if member.handle is None:
+            if now >= member.retry_at:
+                self._spawn(member)
+                self._happen("recreated", role=member.name, generation=member.generation)
+            return None
+        if member.asked is None:
+            member.asked, member.asked_at = member.handle.beat.remote(), now
+            return None
+        if not ray.wait([member.asked], timeout=0)[0]:
+            if now - member.asked_at > (HANG_LIMIT_S if member.beat else START_LIMIT_S):
+                self._replace(member, f"did not answer for {now - member.asked_at:.0f} s")
+            return None
+        beat = _answer(member.asked)
+        member.asked = None
+        if beat is None:
+            self._replace(member, "died")
+            return None
+        return self._hear(member, beat, now)
+
+    def _hear(self, member: Member, beat: Beat, now: float) -> Beat | None:
+        if beat.error:
+            self._happen("role_error", role=member.name, error=beat.error)
+            member.beat = beat
+            self._replace(member, beat.error.strip().splitlines()[-1])
+            return None
+        if member.beat is None or beat.beats != member.beat.beats:
+            if member.down_at is not None and beat.beats > 0:
+                self._happen("recovered", role=member.name, seconds=round(now - member.down_at, 2))
+                member.down_at = None
+            member.turned_at = now
+        member.beat, member.pid = beat, beat.pid
+        limit = HANG_LIMIT_S if beat.beats else START_LIMIT_S
+        if now - member.turned_at > limit:
+            self._replace(member, f"made no progress for {now - member.turned_at:.0f} s ({beat.waits or 'working'})")
+            return None
+        return beat
+
+    def _replace(self, member: Member, why: str) -> None:
+        """End this incarnation for good, and plan the next one within the budget."""
+        now = self._clock()
+        member.before = self.counts(member.name)
+        lost = member.beat.lost if member.beat else 0
+        self._happen("lost", role=member.name, generation=member.generation, why=why, unanswered_calls=lost)
+        self._kill(member)
+        member.restarts.append(now)
+        while now - member.restarts[0] > RESTART_WINDOW_S:
+            member.restarts.popleft()
+        if len(member.restarts) > MAX_RESTARTS:
+            raise RoleError(
+                f"{member.name} failed {len(member.restarts)} times in {RESTART_WINDOW_S / 60:.0f} minutes "
+                f"(at most {MAX_RESTARTS}), the last time: {why}; see events.jsonl in the run folder"
+            )
+        member.handle, member.beat = None, None
+        member.down_at = now
+        member.retry_at = now + BACK_OFF_S[min(len(member.restarts) - 1, len(BACK_OFF_S) - 1)]
+
+    def _kill(self, member: Member) -> None:
+        if member.pid:
+            try:
+                os.kill(member.pid, signal.SIGKILL)  # ray.kill asks politely first, and a stopped process is deaf
+            except ProcessLookupError:
+                member.pid = 0
+        ray.kill(member.handle, no_restart=True)
+
+
+def _remote(process: type) -> Any:
+    return ray.remote(process).options(num_cpus=0.1, max_restarts=0, max_task_retries=0)
+
+
+def _answer(reference: Any) -> Beat | None:
+    """Return what a role answered, or None if it died."""
+    try:
+        beat: Beat = ray.get(reference)
+    except RayActorError:
+        return None
+    return beat

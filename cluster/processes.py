@@ -1,0 +1,172 @@
+"""The three kinds of Ray actor processes: a shard, the parameter server, and a role with a loop."""
+
+import faulthandler
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import ray
+
+from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from param_server.server import ParamServer
+from replay_server.shard import ReplayShard
+from starling import wire
+from starling.types import InsertReply, Progress
+
+Buffer = np.ndarray[Any, np.dtype[np.uint8]]
+
+INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; larger ones as one object per version
+IDLE_S = 0.001
+WAIT_S = 0.05
+
+
+class Beat(NamedTuple):
+    """What a process says of itself when asked."""
+
+    pid: int
+    beats: int  # grows while the loop turns, also while it waits; a server's answers
+    stats: dict[str, Any]
+    waits: str = ""
+    error: str = ""  # the role's own exception, with its traceback
+    news: Mapping[str, Any] = {}  # what happened since the last beat, for the run folder
+    lost: int = 0  # calls that were never answered
+
+
+class ShardProcess:
+    """A replay shard that answers one call after the other."""
+
+    def __init__(self, build: Callable[[], ReplayShard]) -> None:
+        self._shard = build()
+
+    def insert(self, unroll: Buffer) -> InsertReply:
+        """Take one unroll; the answer acknowledges it."""
+        return self._shard.insert(wire.decode_unroll(unroll))
+
+    def credit(self) -> int:
+        """Return how many windows may still be inserted."""
+        return self._shard.credit()
+
+    def sample(self, request: Buffer) -> Buffer:
+        """Answer one request of the learner."""
+        return wire.encode_reply(self._shard.sample(wire.decode_request(request)))
+
+    def beat(self) -> Beat:
+        """Return what the role did."""
+        return Beat(os.getpid(), 1, self._shard.stats())
+
+
+class ParamProcess:
+    """The parameter server; large parameters become one shared object per version, which this process owns."""
+
+    def __init__(self, build: Callable[[], ParamServer]) -> None:
+        self._server = build()
+        self._packed: tuple[int, Any] = (0, None)
+
+    def publish(self, version: int, params: Buffer) -> None:
+        """Replace the parameters by a newer version."""
+        self._server.publish(version, wire.decode_params(np.array(params)))
+
+    def fetch(self, newer_than: int) -> tuple[int, Any] | None:
+        """Return a newer version, packed: by value, or as a reference in a list."""
+        newest = self._server.fetch(newer_than)
+        if newest is None:
+            return None
+        version, params = newest
+        if self._packed[0] != version:
+            packed = wire.encode_params(params)
+            self._packed = version, packed if packed.nbytes <= INLINE_BYTES else [ray.put(packed)]
+        return self._packed
+
+    def beat(self) -> Beat:
+        """Return what the role did."""
+        return Beat(os.getpid(), 1, self._server.stats())
+
+
+class Role(Protocol):
+    """What a loop process repeats."""
+
+    def step(self) -> Progress:
+        """Do one unit of work."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was done so far."""
+
+    def news(self) -> dict[str, Any]:
+        """Return what happened since the last call, for the run folder."""
+
+
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
+
+NEIGHBOURS: dict[str, Callable[[str, list[Peer], Callable[[], float]], Neighbour]] = {
+    "sink": lambda caller, peers, clock: RemoteSink(caller, peers[0], clock),
+    "source": RemoteReplay,
+    "params": lambda caller, peers, clock: RemoteParams(caller, peers[0], clock),
+    "publisher": lambda caller, peers, clock: RemoteParamSink(caller, peers[0], clock),
+}
+"""How a role reaches its neighbours, by the name of the constructor's argument."""
+
+
+class LoopProcess:
+    """Repeats a role's `step` in a thread of its own; Ray's thread answers the supervisor in between."""
+
+    def __init__(self, name: str, build: Callable[..., Role], generation: int, peers: Mapping[str, list[Peer]]) -> None:
+        faulthandler.enable()
+        self._neighbours = {
+            argument: NEIGHBOURS[argument](name, list(them), time.monotonic) for argument, them in peers.items()
+        }
+        self._roles = {argument: [peer.role for peer in them] for argument, them in peers.items()}
+        self._beats = 0
+        self._waits = "starting"
+        self._error = ""
+        self._role: Role | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(build, generation), name=name, daemon=True)
+        self._thread.start()
+
+    def beat(self) -> Beat:
+        """Return what the role did and whether it still turns."""
+        role = self._role
+        stats, news = (role.stats(), role.news()) if role is not None else ({}, {})
+        return Beat(os.getpid(), self._beats, stats, self._waits, self._error, news, self._lost())
+
+    def connect(self, peer: Peer) -> None:
+        """Talk to this successor of a neighbour from now on."""
+        for argument, roles in self._roles.items():
+            for line, role in zip(self._neighbours[argument].lines, roles, strict=True):
+                if role == peer.role:
+                    line.connect(peer)
+
+    def stop(self) -> Beat:
+        """End the loop after the present step, and say what is left to say."""
+        self._stopping.set()
+        self._thread.join(timeout=5.0)
+        return self.beat()
+
+    def _run(self, build: Callable[..., Role], generation: int) -> None:
+        try:
+            role = self._role = build(generation=generation, **self._neighbours)
+            while not self._stopping.is_set():
+                progress = role.step()
+                self._beats += 1
+                self._waits = progress.waits
+                if progress.waits:
+                    self._idle()
+        except Exception:  # an environment or a plug-in may raise anything: the supervisor is told, and decides
+            self._error = traceback.format_exc()
+
+    def _idle(self) -> None:
+        """Let others work, until an answer comes or a little time is over."""
+        for neighbour in self._neighbours.values():
+            if isinstance(neighbour, RemoteParamSink):
+                neighbour.flush()
+        time.sleep(IDLE_S)
+        flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
+        if flying:
+            ray.wait(flying, timeout=WAIT_S)
+
+    def _lost(self) -> int:
+        return sum(line.lost for neighbour in self._neighbours.values() for line in neighbour.lines)

@@ -1,0 +1,91 @@
+"""Ray on this machine, closed by default: loopback only, a token of its own, a private folder. Imports no Ray."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "STARLING_RUN_MARK"
+"""Every process of a run carries this in its environment, so that none can be left behind unseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class RayNode:
+    """What a run's own Ray needs: a short private folder (socket paths are limited to 107 bytes) and a token."""
+
+    folder: Path
+    mark: str
+
+    @staticmethod
+    def prepare() -> "RayNode":
+        """Make the folder, readable by its owner alone, and the token in it."""
+        folder = Path(tempfile.mkdtemp(prefix="starling-"))
+        token = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(token, "w") as file:
+            file.write(secrets.token_hex(32))
+        return RayNode(folder, secrets.token_hex(8))
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the supervisor; Ray reads it when it is imported."""
+        inherited = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+        return {
+            **inherited,
+            MARK: self.mark,
+            "STARLING_RAY_FOLDER": str(self.folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # an odd name for: listen on loopback only
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+            "RAY_timeout_ms_task_wait_for_death_info": "100",
+            "RAY_max_direct_call_object_size": str(1 << 20),
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # roles without a GPU share must still see it if told to
+            "OMP_NUM_THREADS": "1",  # processes that share cores: two spinning threads each would halt one another
+            "OPENBLAS_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """Yield every living process of the run, by its mark."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # ended meanwhile, or another user's: not ours
+
+    def kill(self) -> int:
+        """End every process of the run at once, and return how many there were."""
+        alive = [process for process in self.processes() if process.pid != os.getpid()]
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(alive, timeout=5)
+        return len(alive)
+
+    def remove(self) -> None:
+        """Delete the folder; nothing in it outlives the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_listeners(processes: Iterator[psutil.Process]) -> list[str]:
+    """Return `name pid address:port` of every socket that listens elsewhere than on loopback."""
+    found = []
+    for process in processes:
+        try:
+            sockets = process.net_connections(kind="inet")
+            name = process.name()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        for socket in sockets:
+            local = socket.laddr
+            if socket.status == psutil.CONN_LISTEN and not local.ip.startswith("127.") and local.ip != "::1":
+                found.append(f"{name} {process.pid} {local.ip}:{local.port}")
+    return found
