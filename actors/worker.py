@@ -66,7 +66,7 @@ class Actor:
             self._meter.count(name, done)
         self.env_steps += unroll.num_steps
         self._since_fetch += unroll.num_steps
-        if unroll.episodes:
+        if unroll.final_at.size:
             self._ended.append(unroll.episodes)
         self._meter.enter("idle")
         return Progress(work=work)

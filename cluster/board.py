@@ -48,7 +48,7 @@ class Board:
         """Take in a sample and draw the table."""
         table = Table.grid(padding=(0, 2), expand=True)
         for justify in ("left", "right", "left", "left"):
-            table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+            table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
         table.columns[-1].ratio = 1
         counts = kinds(sample.roles)
         self._row(

@@ -1,7 +1,7 @@
 """The whole of a run's settings: every role's section in one tree, filled from presets, files and flags."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,7 @@ from actors.envs import EnvConfig
 from actors.evaluator import EvaluatorConfig
 from actors.worker import ActorConfig
 from learner.config import LearnerConfig
-from replay_server.shard import ReplayConfig
+from replay_server.config import ReplayConfig
 from starling.algorithms import ALGORITHMS
 from starling.config import Layer, build, did_you_mean, parse_toml, read_toml, shown
 from starling.errors import ConfigError, check
@@ -100,14 +100,14 @@ def is_file(source: str) -> bool:
     return source.endswith(".toml") or "/" in source or os.sep in source
 
 
-def load(source: str, flags: Sequence[Flag] = (), *extra: Layer) -> Config[Any]:
-    """Build the settings of a preset or a file, under the flags.
+def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[str] = ()) -> Config[Any]:
+    """Build the settings of a preset or a file, under the flags; `also` names flags that are no settings.
 
     A file may begin with `preset = "cartpole"`: it is then laid over that preset.
     """
     below = read_layers(source)
     cls = config_type(below)
-    return build(cls, *_without_name(below), *layers(flags, cls), *extra)
+    return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
 
 
 def read_layers(source: str) -> list[Layer]:
@@ -135,7 +135,8 @@ def config_type(tables: Sequence[Layer]) -> Any:
     known = isinstance(name, str) and name in ALGORITHMS
     near = did_you_mean(name, ALGORITHMS) if isinstance(name, str) else ""
     check(known, f"algorithm.name must be one of {', '.join(ALGORITHMS)}, got {shown(name)} (from {origin}){near}")
-    return Config[ALGORITHMS[name].config]  # type: ignore[name-defined]  # chosen by name, at run time
+    tree: Any = Config
+    return tree[ALGORITHMS[name].config]
 
 
 def algorithm_name(config: Config[Any]) -> str:

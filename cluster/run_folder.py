@@ -39,13 +39,10 @@ class RunFolder:
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path.mkdir()
-        except FileExistsError:
-            raise RunError(f"run must be a new name, got {name}, which {runs} already holds") from None
         except OSError as error:
+            check(not path.is_dir(), f"run must be a new name, got {name}, which {runs} already holds")
             raise RunError(f"{path} cannot be made: {error.strerror}") from None
         lock = _lock(path)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
         (path / "config.toml").write_text(config, "utf-8")
         (path / "env.json").write_text(f"{json.dumps(env, indent=2)}\n", "utf-8")  # last: it makes the folder a run
         return cls(path, lock)
@@ -98,10 +95,29 @@ class Run:
     def is_live(self) -> bool:
         """Whether somebody holds the lock."""
         try:
-            _lock(self.path).close()
-        except RunError:
+            with (self.path / "run.lock").open(encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False  # a copy that somebody made without it
+        except BlockingIOError:
             return True
         return False
+
+    def state(self) -> str:
+        """Return how the run stands: running, how it ended, or that it was killed."""
+        if self.is_live():
+            return "running"
+        event = self.last("events.jsonl")
+        return str(event.get("reason", "failed" if event.get("event") == "failed" else "killed"))
+
+    def best_mean(self) -> float | None:
+        """Return the mean return of the best checkpoint, or None before there is one."""
+        try:
+            _, manifest = load_params(self)
+        except RunError:
+            return None
+        mean: float | None = manifest.get("mean")
+        return mean
 
     def last(self, file: Literal["metrics.jsonl", "events.jsonl"]) -> dict[str, Any]:
         """Return the last whole row of a file, or an empty one."""
@@ -158,6 +174,9 @@ def _lock(path: Path) -> IO[str]:
         owner = lock.read().strip()
         lock.close()
         raise RunError(f"run {path.name} is in use by process {owner}") from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
     return lock
 
 

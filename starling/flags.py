@@ -2,11 +2,11 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple
 
-from starling.config import NONE, Layer, describe, is_optional, leaves, unknown
+from starling.config import NONE, Layer, describe, did_you_mean, is_optional, leaves, shown_key
 from starling.errors import ConfigError
 
 
@@ -44,14 +44,15 @@ def key_of(flag: Flag, cls: Any) -> str | None:
     return positive if kinds.get(positive) is bool else None
 
 
-def layers(flags: Sequence[Flag], cls: Any) -> Iterator[Layer]:
-    """Read each flag as a layer of its own, so that a mistake names its flag."""
+def layers(flags: Sequence[Flag], cls: Any, also: Iterable[str] = ()) -> Iterator[Layer]:
+    """Read each flag as a layer of its own, so that a mistake names its flag; it may have meant one of `also`."""
     kinds = dict(leaves(cls))
     for flag in flags:
         origin = f"flag {flag.name}"
         key = key_of(flag, cls)
         if key is None:
-            raise unknown(flag.key, kinds, origin)
+            known = [f"--{name.replace('_', '-')}" for name in (*kinds, *also)]
+            raise ConfigError(f"{shown_key(flag.name)} is not a flag{did_you_mean(flag.name, known)}")
         value: Any = _switch(flag, key) if kinds[key] is bool else _read(flag, key, kinds[key])
         for name in reversed(key.split(".")):
             value = {name: value}

@@ -1,0 +1,148 @@
+"""`starling train PRESET|FILE.toml`: one run, from its settings to its last line."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, make_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+
+from cluster.board import Subject
+from cluster.commands.options import only, wants_help
+from cluster.config import Config, dump, is_file, load
+from cluster.provenance import provenance
+from cluster.report import Event, Outcome
+from cluster.reporter import Reporter
+from cluster.run_folder import RunFolder, checked_name, free_name
+from cluster.tensorboard import TensorBoard
+from cluster.terminal import Mode, make_view
+from starling.config import Layer, build, leaves
+from starling.errors import check
+from starling.flags import Flag, help_text, key_of, layers, split
+
+Engine = Callable[[Config[Any], Callable[[Event], None]], Outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What belongs to this call rather than to the run's settings."""
+
+    run: str | None = None
+    """name of the run; default: the preset's, numbered"""
+    runs: str = "runs"
+    """folder of all runs"""
+    total_steps: int | None = None
+    """the same as --goal.total-steps; spending what was asked for is success"""
+    max_minutes: float | None = None
+    """the same as --goal.max-minutes"""
+    dry_run: bool = False
+    """print the resolved settings, and do nothing"""
+    quiet: bool = False
+    """print nothing"""
+    plain: bool = False
+    """print a line every ten seconds, as without a terminal"""
+    json: bool = False
+    """print lines of JSON"""
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            checked_name(self.run)
+        chosen = [f"--{name}" for name in ("quiet", "plain", "json") if getattr(self, name)]
+        check(len(chosen) <= 1, f"output must be one of --quiet, --plain, --json, got {' '.join(chosen)}")
+
+    @property
+    def mode(self) -> Mode:
+        """How the terminal shows the run."""
+        return "quiet" if self.quiet else "plain" if self.plain else "json" if self.json else "live"
+
+
+def main(args: list[str], engine: Engine | None = None) -> int:
+    """Train; the engine makes the run, and is the settings' runtime unless a test brings its own."""
+    if wants_help(args):
+        print(_help(args), end="")
+        return 0
+    before, flags = split(args)
+    source = only(before, "train", "PRESET or FILE.toml")
+    own = [flag for flag in flags if key_of(flag, TrainOptions)]
+    options = build(TrainOptions, *layers(own, TrainOptions))
+    rest = [flag for flag in flags if flag not in own]
+    config = load(source, rest, *_goal(options), also=[key for key, _ in leaves(TrainOptions)])
+    if options.dry_run:
+        print(dump(config), end="")
+        return 0
+    outcome = _train(config, options, _stem(source), engine or _engine())
+    return exit_code(outcome, config, own + rest)
+
+
+def exit_code(outcome: Outcome, config: Config[Any], flags: Sequence[Flag]) -> int:
+    """Return 0 for a goal reached or an asked-for budget spent, 1 for a preset's own budget that was too small."""
+    if outcome.reason == "interrupted":
+        return 130
+    asked = any(flag.key in ("total_steps", "goal.total_steps") for flag in flags) or config.goal.return_mean is None
+    return 1 if outcome.reason == "budget" and not asked else 0
+
+
+def _train(config: Config[Any], options: TrainOptions, stem: str, engine: Engine) -> Outcome:
+    from actors.envs import measure_spec
+
+    measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
+    runs = Path(options.runs)
+    name = options.run or free_name(runs, stem)
+    env = provenance(sys.argv, datetime.now(UTC))
+    with RunFolder.create(runs, name, dump(config), env) as folder:
+        console = Console()
+        if options.mode in ("live", "plain"):
+            console.print(f"run {name}  ->  {folder.path}", markup=False, highlight=False, soft_wrap=True)
+        target = config.replay.samples_per_insert
+        subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
+        reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"))
+        try:
+            outcome = engine(config, reporter)
+        except BaseException as error:  # kept with the run; whoever called says it
+            reporter.failed(error)
+            raise
+        reporter.ended(outcome)
+        return outcome
+
+
+def _stem(source: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
+
+
+def _engine() -> Engine:
+    from cluster.local import run_local  # torch: only when there is something to train
+
+    return run_local
+
+
+def _goal(options: TrainOptions) -> Iterator[Layer]:
+    for name in ("total_steps", "max_minutes"):
+        if (value := getattr(options, name)) is not None:
+            yield Layer(f"flag --{name.replace('_', '-')}", {"goal": {name: value}})
+
+
+def _help(args: list[str]) -> str:
+    """Return the help with the values of the preset that is named, or of an example."""
+    import tyro
+
+    before, _ = split([arg for arg in args if arg not in ("--help", "-h")])
+    source = before[0] if before else "cartpole"
+    config = load(source)
+    flat = tyro.conf.arg(name="")
+    parts = [
+        ("options", Annotated[TrainOptions, flat, tyro.conf.FlagCreatePairsOff]),
+        ("config", Annotated[type_of(config), flat]),
+    ]
+    both = make_dataclass("Train", parts, frozen=True)(TrainOptions(), config)
+    kind = "FILE.toml" if is_file(source) else "preset"
+    what = f"Train, and keep the run in a folder. Values are those of the {kind} {source}."
+    return help_text(both, "starling train PRESET|FILE.toml", what)
+
+
+def type_of(config: Config[Any]) -> Any:
+    """Return the tree's type with its algorithm's settings filled in."""
+    tree: Any = Config
+    return tree[type(config.algorithm)]
