@@ -168,6 +168,19 @@ def test_priorities_are_aligned_with_their_windows_across_unrolls_and_after_a_cu
     np.testing.assert_allclose(reply.probabilities * reply.mass, serials(reply))
 
 
+def test_a_window_whose_first_row_was_overwritten_before_it_was_whole_never_comes_to_be() -> None:
+    slow = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0, actor=1)
+    shard = make_shard(Window(length=3), capacity=20)
+    shard.insert(slow.unroll(2))
+    shard.insert(bandit_unroll(None, count=9))  # 18 rows: the next one takes the place of the first
+
+    shard.insert(slow.unroll(2))
+
+    reply = draw(shard, 500)
+    assert set(reply.keys) == set(range(2, 11))  # the other actor's
+    assert (reply.size, reply.inserted) == (9, 10)
+
+
 def test_an_unroll_sent_twice_is_stored_once() -> None:
     shard = bandit_shard([1.0, 2.0])
 
