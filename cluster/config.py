@@ -45,8 +45,8 @@ class Config(Generic[A]):
 
     seed: int = 0
     """all randomness of the run follows from it"""
-    runtime: Literal["local"] = "local"
-    """local: every role in this process, scheduled by counts, repeatable"""
+    runtime: Literal["ray", "local"] = "ray"
+    """ray: each role a process; local: every role in this one, scheduled by counts, repeatable"""
     topology: Literal["replay"] = "replay"
     """where unrolls go: replay: to shards that the learner samples from"""
     env: EnvConfig
@@ -108,6 +108,12 @@ def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[
     below = read_layers(source)
     cls = config_type(below)
     return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
+
+
+def parse(text: str) -> Config[Any]:
+    """Build the settings from the text of `dump`."""
+    tables = [parse_toml(text, "resolved settings")]
+    return build(config_type(tables), *_without_name(tables))
 
 
 def read_layers(source: str) -> list[Layer]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.evaluator import Evaluation
@@ -14,25 +15,38 @@ SAMPLE_EVERY_S = 1.0
 Reason = Literal["goal", "budget", "interrupted"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What a run had done before its supervisor was replaced."""
+
+    env_steps: int = 0
+    updates: int = 0
+    elapsed_s: float = 0.0
+    best_mean: float | None = None
+
+
 class Course:
     """Turns what roles tell into events, and judges the run by its evaluations and its budgets.
 
     The clock is for reports, and for the one budget that is asked for in minutes.
     """
 
-    def __init__(self, goal: GoalConfig, report: Callable[[Event], None], clock: Clock) -> None:
+    def __init__(self, goal: GoalConfig, report: Callable[[Event], None], clock: Clock, past: Past) -> None:
         self._goal = goal
         self._report = report
         self._clock = clock
-        self._began = clock()
-        self._sampled_at = self._began
-        self.env_steps = 0
-        self.updates = 0
-        self.best_mean: float | None = None
+        self._past = past
+        self._made_at = self._sampled_at = clock()
+        self._began: float | None = None
+        self.env_steps, self.updates = past.env_steps, past.updates
+        self.best_mean = past.best_mean
 
     def advance(self, env_steps: int, updates: int) -> None:
-        """Set the run's two clocks."""
-        self.env_steps, self.updates = env_steps, updates
+        """Set the run's two clocks; training begins with the first step of an environment."""
+        if self._began is None and env_steps:
+            self._began = self._clock()
+            self.note("began", start_s=round(self._began - self._made_at, 3))
+        self.env_steps, self.updates = env_steps + self._past.env_steps, updates + self._past.updates
 
     def hear(self, actor: int, news: Iterable[Any]) -> None:
         """Take what a loop role told: evaluations, or the episodes that ended with actor number `actor`."""
@@ -70,22 +84,23 @@ class Course:
         late = goal.max_minutes is not None and self.elapsed_s >= goal.max_minutes * 60.0
         return "budget" if late or self.env_steps >= goal.total_steps else None
 
-    def end(self, reason: Reason, version: int, params: Params) -> Outcome:
-        """Keep the last parameters and say how the run ended."""
-        self._report(CheckpointDue(**self._at(), version=version, params=params, best=self.best_mean is None))
+    def end(self, reason: Reason, version: int, params: Params | None) -> Outcome:
+        """Keep the last parameters, if there are any, and say how the run ended."""
+        if params is not None:
+            self._report(CheckpointDue(**self._at(), version=version, params=params, best=self.best_mean is None))
         return Outcome(
             reason=reason,
             env_steps=self.env_steps,
             updates=self.updates,
             train_s=self.elapsed_s,
-            params_sha256=hashlib.sha256(params.buffer.tobytes()).hexdigest(),
+            params_sha256="" if params is None else hashlib.sha256(params.buffer.tobytes()).hexdigest(),
             best_mean=self.best_mean,
         )
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training."""
-        return self._clock() - self._began
+        """Seconds of training, the start-up left out."""
+        return self._past.elapsed_s + (0.0 if self._began is None else self._clock() - self._began)
 
     def _judge(self, evaluation: Evaluation) -> None:
         self._report(
@@ -97,7 +112,8 @@ class Course:
                 episodes=len(evaluation.returns),
             )
         )
-        if evaluation.params is not None:
+        better = self.best_mean is None or evaluation.mean > self.best_mean
+        if better and evaluation.params is not None:
             self.best_mean = evaluation.mean
             due = CheckpointDue(
                 **self._at(), version=evaluation.version, params=evaluation.params, best=True, mean=evaluation.mean

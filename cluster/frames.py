@@ -27,6 +27,7 @@ class Orders:
     updates: int = 0
     env_steps: int = 0
     elapsed_s: float = 0.0
+    best_mean: float | None = None
     params: Params | None = None
 
 

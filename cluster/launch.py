@@ -13,7 +13,7 @@ from starling.spec import Spec
 class Runtime(Protocol):
     """Where roles run: in this process, or each in one of its own."""
 
-    def server(self, kind: str, index: int, build: Callable[[], Any]) -> str:
+    def server(self, kind: str, index: int, build: Callable[..., Any]) -> str:
         """Declare a role that only answers, and return its name."""
 
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
@@ -28,7 +28,7 @@ def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, star
     ]
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_learner, config, spec, clock, start=start)
-    runtime.loop("learner", 0, learn, source=shards, publisher=[params])
+    runtime.loop("learner", 0, learn, source=shards, publisher=[params], params=[params])
     for actor in range(config.actor.num):
         play = partial(build_actor, config, spec, actor, clock)
         runtime.loop("actor", actor, play, sink=[shards[actor % len(shards)]], params=[params])

@@ -98,6 +98,8 @@ class Launcher:
             self._orders = replace(self._orders, **counters)
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
+            if message.best:
+                self._orders = replace(self._orders, best_mean=message.mean)
         self._report(message)
 
     def _note(self, what: str, **facts: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from actors.envs import measure_spec
 from cluster import launch
 from cluster.config import Config
-from cluster.course import Course
+from cluster.course import Course, Past
 from cluster.report import Event, Outcome
 from replay_server.local import LocalReplay, LocalSink
 from starling.errors import StuckError
@@ -76,7 +76,7 @@ def run_local(
     runtime = LocalRuntime()
     launch.replay(runtime, config, measure_spec(config.env), clock)
     (learner,), actors = runtime.of("learner"), runtime.of("actor")
-    course = Course(config.goal, report, clock)
+    course = Course(config.goal, report, clock, Past())
     reason = None
     while reason is None:
         runtime.turn()

@@ -9,10 +9,11 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.handles import Peer
 from cluster.processes import Beat, LoopProcess, ParamProcess, ShardProcess
@@ -57,12 +58,12 @@ class Members:
         self._happen = happen
         self._members: dict[str, Member] = {}
 
-    def server(self, kind: str, index: int, build: Callable[[], Any]) -> str:
+    def server(self, kind: str, index: int, build: Callable[..., Any]) -> str:
         """Declare a role that only answers, and return its name."""
         process = {"replay_server": ShardProcess, "param_server": ParamProcess}[kind]
 
         def spawn(generation: int, peers: Mapping[str, list[Peer]]) -> Any:
-            return _remote(process).remote(build)
+            return _remote(process).remote(partial(build, generation=generation))
 
         return self._declare(f"{kind}[{index}]", spawn, {})
 
@@ -102,19 +103,31 @@ class Members:
         """Return the name of every role."""
         return list(self._members)
 
-    def state(self, name: str) -> dict[str, Any]:
-        """Return what is known of a role beside its work."""
+    def total(self, kind: str, counter: str) -> int:
+        """Return what all incarnations of all roles of a kind counted."""
+        return sum(self.counts(name).get(counter, 0) for name in self._members if name.startswith(f"{kind}["))
+
+    def stats(self, name: str) -> dict[str, Any]:
+        """Return a role's own figures, with its process and the counts of its predecessors."""
         member = self._members[name]
+        stats = dict(member.beat.stats) if member.beat else {}
+        process = {"pid": member.pid, "generation": member.generation, "up": member.handle is not None}
         return {
-            "pid": member.pid,
-            "generation": member.generation,
-            "up": member.handle is not None,
-            "waits": member.beat.waits if member.beat else "starting",
+            **stats,
+            "counts": self.counts(name),
+            "process": process,
+            "waits": member.beat.waits if member.beat else "",
         }
 
-    def all_turn(self) -> bool:
-        """Say whether every role has done its first piece of work."""
-        return all(m.beat is not None and m.beat.beats > 0 for m in self._members.values())
+    def ask(self, name: str, method: str, *args: Any, limit_s: float) -> Any:
+        """Return a role's answer to one call, or None if it is down or does not answer in time."""
+        handle = self._members[name].handle
+        if handle is None:
+            return None
+        try:
+            return ray.get(getattr(handle, method).remote(*args), timeout=limit_s)
+        except (RayActorError, GetTimeoutError):
+            return None
 
     def _declare(self, name: str, spawn: Spawn, peers: Mapping[str, Sequence[str]]) -> str:
         self._members[name] = Member(name, spawn, peers)

@@ -41,6 +41,7 @@ class ShardProcess:
 
     def __init__(self, build: Callable[[], ReplayShard]) -> None:
         self._shard = build()
+        self._beats = 0
 
     def insert(self, unroll: Buffer) -> InsertReply:
         """Take one unroll; the answer acknowledges it."""
@@ -56,7 +57,8 @@ class ShardProcess:
 
     def beat(self) -> Beat:
         """Return what the role did."""
-        return Beat(os.getpid(), 1, self._shard.stats())
+        self._beats += 1
+        return Beat(os.getpid(), self._beats, self._shard.stats())
 
 
 class ParamProcess:
@@ -65,6 +67,7 @@ class ParamProcess:
     def __init__(self, build: Callable[[], ParamServer]) -> None:
         self._server = build()
         self._packed: tuple[int, Any] = (0, None)
+        self._beats = 0
 
     def publish(self, version: int, params: Buffer) -> None:
         """Replace the parameters by a newer version."""
@@ -83,7 +86,8 @@ class ParamProcess:
 
     def beat(self) -> Beat:
         """Return what the role did."""
-        return Beat(os.getpid(), 1, self._server.stats())
+        self._beats += 1
+        return Beat(os.getpid(), self._beats, self._server.stats())
 
 
 class Role(Protocol):

@@ -6,12 +6,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import psutil
 
 MARK = "STARLING_RUN_MARK"
 """Every process of a run carries this in its environment, so that none can be left behind unseen."""
+
+FOLDER = "STARLING_RAY_FOLDER"
+"""Where the supervisor finds the folder that was prepared for its Ray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class RayNode:
         return {
             **inherited,
             MARK: self.mark,
-            "STARLING_RAY_FOLDER": str(self.folder),
+            FOLDER: str(self.folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # an odd name for: listen on loopback only
@@ -50,18 +54,9 @@ class RayNode:
             "MKL_NUM_THREADS": "1",
         }
 
-    def processes(self) -> Iterator[psutil.Process]:
-        """Yield every living process of the run, by its mark."""
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # ended meanwhile, or another user's: not ours
-
     def kill(self) -> int:
         """End every process of the run at once, and return how many there were."""
-        alive = [process for process in self.processes() if process.pid != os.getpid()]
+        alive = [process for process in processes_marked(self.mark)]
         for process in alive:
             try:
                 process.kill()
@@ -75,6 +70,16 @@ class RayNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def processes_marked(mark: str) -> Iterator[psutil.Process]:
+    """Yield every living process of a run."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # ended meanwhile, or another user's: not ours
+
+
 def open_listeners(processes: Iterator[psutil.Process]) -> list[str]:
     """Return `name pid address:port` of every socket that listens elsewhere than on loopback."""
     found = []
@@ -85,7 +90,13 @@ def open_listeners(processes: Iterator[psutil.Process]) -> list[str]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         for socket in sockets:
-            local = socket.laddr
-            if socket.status == psutil.CONN_LISTEN and not local.ip.startswith("127.") and local.ip != "::1":
-                found.append(f"{name} {process.pid} {local.ip}:{local.port}")
+            if socket.status == psutil.CONN_LISTEN and not is_loopback(socket.laddr.ip):
+                found.append(f"{name} {process.pid} {socket.laddr.ip}:{socket.laddr.port}")
     return found
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address is reached from this machine alone, IPv4 in IPv6's clothes included."""
+    parsed = ip_address(address)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return (mapped or parsed).is_loopback

@@ -1,5 +1,6 @@
 """How each role is made from a run's settings and its neighbours: the same for every runtime."""
 
+import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from starling.types import Algorithm, ParamSink, ParamSource, Place, ReplaySink,
 ACTOR, SHARD, ROUTER, LEARNER = range(4)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
+NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
+
 
 class Start(NamedTuple):
     """Where a learner goes on from."""
@@ -42,14 +45,15 @@ def seed_of(config: Config[Any], role: int, index: int = 0, generation: int = 0)
     return np.random.SeedSequence(config.seed, spawn_key=(role, index, generation))
 
 
-def build_shard(config: Config[Any], spec: Spec, index: int, clock: Clock) -> ReplayShard:
-    """Return shard number `index`."""
+def build_shard(config: Config[Any], spec: Spec, index: int, clock: Clock, generation: int = 0) -> ReplayShard:
+    """Return shard number `index`; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
-    rng = np.random.default_rng(seed_of(config, SHARD, index))
-    return ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock)
+    rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
+    first_key = generation << 40
+    return ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, first_key)
 
 
-def build_param_server(clock: Clock) -> ParamServer:
+def build_param_server(clock: Clock, generation: int = 0) -> ParamServer:
     """Return the parameter server."""
     return ParamServer(clock)
 
@@ -82,21 +86,39 @@ def build_learner(
     clock: Clock,
     source: ReplaySource,
     publisher: ParamSink,
+    params: ParamSource,
     generation: int = 0,
     start: Start | None = None,
     batches_per_request: int = 1,
 ) -> Any:
     """Return the learner and the router through which it samples."""
-    from learner.worker import Learner  # torch: only the learner's process pays for it
+    import torch  # only the learner's process pays for it
+
+    from learner.worker import Learner
+
+    if config.runtime == "ray":  # in a process of its own; shards that share it count on denormals
+        torch.set_flush_denormal(True)  # those of a converged network cost a third of the speed
 
     router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
     batch_size = config.learner.batch_size
     router = Router(source, config.replay, batch_size, router_rng, clock, batches_per_request=batches_per_request)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
     learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
+    if generation:
+        start = _newest(params, config) or start
     if start is not None:
         learner.begin_from(start.params, start.version, start.updates)
     return learner
+
+
+def _newest(params: ParamSource, config: Config[Any]) -> Start | None:
+    """Return what a learner that died had published; without it the successor begins anew."""
+    for _ in range(NEWEST_TRIES):
+        if fresh := params.fetch(newer_than=0):
+            version, published = fresh
+            return Start(version, version * config.learner.publish_every, published)
+        time.sleep(NEWEST_EVERY_S)
+    return None
 
 
 def build_evaluator(

@@ -16,17 +16,18 @@ def as_row(event: Any) -> dict[str, Any]:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """Write a row that every JSON reader takes: a NaN, the mean of nothing, becomes null."""
-    return json.dumps(_plain(row), allow_nan=False)
+    return json.dumps(plain(row), allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the same with Python's own numbers, NaN and infinity as None."""
     match value:
         case np.generic():
-            return _plain(value.item())
+            return plain(value.item())
         case float():
             return value if isfinite(value) else None
         case Mapping():
-            return {str(name): _plain(item) for name, item in value.items()}
+            return {str(name): plain(item) for name, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
     return value

@@ -18,12 +18,12 @@ import ray
 
 from actors.envs import measure_spec
 from cluster import launch
-from cluster.config import Config, parse
-from cluster.course import Course
+from cluster.config import parse
+from cluster.course import Course, Past
 from cluster.frames import Orders, receive, send
 from cluster.launcher import REFUSED
 from cluster.members import Members
-from cluster.ray_node import FOLDER, open_listeners, processes_marked
+from cluster.ray_node import FOLDER, MARK, open_listeners, processes_marked
 from cluster.report import Outcome
 from cluster.roles import Start
 from starling import wire
@@ -81,12 +81,14 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = False
         self._parent = os.getppid()
-        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGTERM, self.handle)
 
     def __call__(self) -> bool:
+        """Say whether the run shall stop."""
         return self._asked or os.getppid() != self._parent
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: Any) -> None:
+        """Remember a signal."""
         self._asked = True
 
 
@@ -115,10 +117,13 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
         measured = pool.submit(measure_spec, config.env)  # while Ray starts
         start_ray(Path(os.environ[FOLDER]))
         spec = measured.result()
-    signal.signal(signal.SIGTERM, stopped.handle)
-    if found := open_listeners(processes_marked()):
+    signal.signal(signal.SIGTERM, stopped.handle)  # Ray has put its own in place
+    if found := open_listeners(processes_marked(os.environ[MARK])):
         raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
-    course = Course(config.goal, partial(send, pipe), time.monotonic, orders.env_steps, orders.updates, orders.elapsed_s)
+    past = Past(
+        env_steps=orders.env_steps, updates=orders.updates, elapsed_s=orders.elapsed_s, best_mean=orders.best_mean
+    )
+    course = Course(config.goal, partial(send, pipe), time.monotonic, past)
     members = Members(time.monotonic, course.note)
     start = None if orders.params is None else Start(orders.version, orders.updates, orders.params)
     launch.replay(members, config, spec, time.monotonic, start)

@@ -38,7 +38,6 @@ class Learner:
         cuda = torch.cuda.is_available()
         check(config.device != "cuda" or cuda, "learner.device must be auto or cpu where there is no GPU, got cuda")
         torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)  # a converged network's denormals cost a third of the speed
         self.device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
         self._config = config
         self._algorithm = algorithm

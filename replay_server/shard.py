@@ -23,7 +23,8 @@ class ReplayShard:
     Keys count rows and are never reused, so a priority that arrives after its window was overwritten is
     recognised and dropped: the learner may be late, never wrong. A window has mass only while its first row is
     alive, and the storage lets first rows go first. Nothing is refused for lack of credit: credit is advice, and
-    writers wait. Called from one thread.
+    writers wait. A shard that takes a dead one's place begins at a `first_key` that no key of it can have reached, so
+    priorities for the dead one's windows are dropped too. Called from one thread.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class ReplayShard:
         extra_columns: Mapping[str, ArraySpec],
         rng: np.random.Generator,
         clock: Clock,
+        first_key: int = 0,
     ) -> None:
         columns = columns_of(spec, extra_columns)
         rows = config.shard_rows(row_bytes(columns))
         self._config = config
         self._window = window
         self._rng = rng
-        self._storage = Storage(rows, columns)
+        self._storage = Storage(rows, columns, first_key)
         self._tree = SumTree(rows)
         self._streams: dict[int, Stream] = {}
         self._size = 0  # windows alive

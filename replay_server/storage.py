@@ -44,17 +44,18 @@ class Storage:
     the former holds zeros but for its observation, a window that stays there reads as padding.
     """
 
-    def __init__(self, capacity: int, columns: Mapping[str, ArraySpec]) -> None:
+    def __init__(self, capacity: int, columns: Mapping[str, ArraySpec], first_key: int = 0) -> None:
         check(capacity <= MAX_ROWS, f"replay.capacity must be <= {MAX_ROWS} steps in each shard, got {capacity}")
         self.capacity = capacity
-        self.end = 0  # the key of the next row
+        self.end = first_key  # the key of the next row
+        self._first_key = first_key
         self._columns = {name: spec.zeros(capacity) for name, spec in columns.items()}  # untouched pages cost nothing
         self._next = np.zeros(capacity, np.int32)
 
     @property
     def oldest(self) -> int:
         """The smallest key that is alive."""
-        return max(0, self.end - self.capacity)
+        return max(self._first_key, self.end - self.capacity)
 
     def slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where rows lie."""

@@ -73,7 +73,7 @@ def main(args: list[str], engine: Engine | None = None) -> int:
     if options.dry_run:
         print(dump(config), end="")
         return 0
-    outcome = _train(config, options, _stem(source), engine or _engine())
+    outcome = _train(config, options, _stem(source), engine or _engine(config))
     return exit_code(outcome, config, own + rest)
 
 
@@ -100,7 +100,7 @@ def _train(config: Config[Any], options: TrainOptions, stem: str, engine: Engine
         subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
         reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"))
         try:
-            outcome = engine(config, reporter)
+            outcome = engine(config, reporter, lambda: False)
         except BaseException as error:  # kept with the run; whoever called says it
             reporter.failed(error)
             raise
@@ -112,8 +112,12 @@ def _stem(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
 
 
-def _engine() -> Engine:
-    from cluster.local import run_local  # torch: only when there is something to train
+def _engine(config: Config[Any]) -> Engine:
+    if config.runtime == "ray":
+        from cluster.launcher import run_ray
+
+        return run_ray
+    from cluster.local import run_local  # torch: only where a learner runs in this process
 
     return run_local
 
