@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from starling import wire
 from starling.metrics import Clock
