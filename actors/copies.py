@@ -127,13 +127,9 @@ class Copies:
 
     def _reset_ended(self, step: Step, ends: NDArray[np.bool_]) -> Step:
         # what the step returned may lie in buffers that the reset clears
-        kept = step._replace(
-            reward=step.reward.copy(), terminated=step.terminated.copy(), truncated=step.truncated.copy()
-        )
-        obs = step.obs.copy()
+        reward, terminated, truncated = step.reward.copy(), step.terminated.copy(), step.truncated.copy()
         raw, _ = self._call(self._vector.reset, options={"reset_mask": ends})
-        obs[step.ended] = self._spaces.read(raw)[step.ended]
-        return kept._replace(obs=obs)
+        return step._replace(reward=reward, terminated=terminated, truncated=truncated, obs=self._spaces.read(raw))
 
     def _read(self, raw: Any) -> Array:
         obs = self._spaces.read(raw)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Evaluation:
     version: int
     returns: NDArray[np.float64]  # [episodes] of the environment's own reward
     lengths: NDArray[np.int64]  # [episodes]
+    params: Params | None = None  # of a version better than all before
 
     @property
     def mean(self) -> float:
@@ -80,6 +82,7 @@ class Evaluator:
         self._params = params
         self._meter = Meter(clock, "waiting_params")
         self._version = 0  # evaluated last
+        self._best_mean = -inf
         self._done: deque[Evaluation] = deque()
 
     def step(self) -> Progress:
@@ -91,6 +94,7 @@ class Evaluator:
             return Progress(waits=f"evaluator waits for version {due} of the parameters")
         evaluation = self.evaluate(*fresh)
         self._done.append(evaluation)
+        self._meter.enter("idle")
         return Progress(work={"evaluations": 1, "env_steps": int(evaluation.lengths.sum())})
 
     def take(self) -> list[Evaluation]:
@@ -104,7 +108,9 @@ class Evaluator:
         chunks = [self._play(first) for first in range(0, self._config.episodes, self._copies.num_copies)]
         returns, lengths = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
         require_finite(self._copies.config.id, reward=returns)
-        evaluation = Evaluation(version, returns, lengths)
+        best = float(returns.mean()) > self._best_mean
+        self._best_mean = max(self._best_mean, float(returns.mean()))
+        evaluation = Evaluation(version, returns, lengths, params if best else None)
         self._meter.count("evaluations")
         self._meter.count("env_steps", int(lengths.sum()))
         self._meter.gauge("version", version)

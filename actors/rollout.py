@@ -141,8 +141,9 @@ class Rollout:
         self._obs = step.obs
         ended = step.ended
         if ended.size:
-            own = zip(OWN_FIGURES, (self._returns[ended], self._age[ended], self._explore[ended]), strict=True)
-            endings.add(t * len(self._age) + ended, step.final_obs, {**step.metrics, **dict(own)})
+            own: tuple[Array, ...] = self._returns[ended], self._age[ended], self._explore[ended]
+            figures = {**step.metrics, **dict(zip(OWN_FIGURES, own, strict=True))}
+            endings.add(t * len(self._age) + ended, step.final_obs, figures)
             self._returns[ended] = 0.0
             self._age[ended] = 0
 
@@ -191,5 +192,7 @@ class Endings:
         return {name: self._figure(name) for name in dict.fromkeys(OWN_FIGURES) | names}
 
     def _figure(self, name: str) -> NDArray[np.float32]:
-        parts = [f.get(name, np.full(len(at), np.nan)) for f, at in zip(self._figures, self._at, strict=True)]
+        parts = [
+            f[name] if name in f else np.full(len(at), np.nan) for f, at in zip(self._figures, self._at, strict=True)
+        ]
         return np.concatenate([np.empty(0), *parts], dtype=np.float32)

@@ -91,10 +91,18 @@ class Spaces:
         return array
 
     def write(self, action: Array) -> Array:
-        """Return actions as the environment wants them: boxes clipped to their bounds, integers from its own start."""
+        """Return actions as the environment wants them: [-1, 1] stretched to a box, integers counted from its start."""
         space = self.action
         if isinstance(space, Box):
-            action = np.minimum(np.maximum(action, space.low), space.high)
+            action = stretched(action, space.low, space.high)
         elif space.start:
             action = action + space.start
         return action.astype(space.dtype, copy=False)
+
+
+def stretched(action: Array, low: Array, high: Array) -> Array:
+    """Map [-1, 1] to [low, high] and what lies beyond to the bounds; where a bound is infinite, only clip."""
+    bounded = np.isfinite(low) & np.isfinite(high)
+    with np.errstate(invalid="ignore"):  # infinite bounds, whose result is not used
+        inside = low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+    return np.where(bounded, inside, np.clip(action, low, high))

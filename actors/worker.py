@@ -1,12 +1,13 @@
 """The actor: plays copies of an environment by the newest parameters, and sends what happened."""
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from actors.rollout import Rollout
 from starling.errors import check
 from starling.metrics import Clock, Meter
-from starling.types import ParamSource, Progress, ReplaySink
+from starling.types import Columns, ParamSource, Progress, ReplaySink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,16 +22,16 @@ class ActorConfig:
     """env steps between looks for newer parameters; 0: before every unroll"""
 
     def __post_init__(self) -> None:
-        check(self.num >= 1, f"actors.num must be >= 1, got {self.num}")
-        check(self.unroll_length >= 1, f"actors.unroll_length must be >= 1, got {self.unroll_length}")
-        check(self.fetch_every >= 0, f"actors.fetch_every must be >= 0, got {self.fetch_every}")
+        check(self.num >= 1, f"actor.num must be >= 1, got {self.num}")
+        check(self.unroll_length >= 1, f"actor.unroll_length must be >= 1, got {self.unroll_length}")
+        check(self.fetch_every >= 0, f"actor.fetch_every must be >= 0, got {self.fetch_every}")
 
 
 class Actor:
     """Repeats: refresh parameters, play `unroll_length` steps of every copy, send them.
 
     It plays nothing that its sink has no room for, so a slow shard slows its actors down and memory stays bounded.
-    Called from one thread, `stats` excepted.
+    Called from one thread, `stats` and `take` excepted.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Actor:
         self._meter = Meter(clock, "waiting_params")
         self._version = 0
         self._since_fetch = config.fetch_every  # env steps; due at once
+        self._ended: deque[Columns] = deque()
+        self.env_steps = 0
 
     def step(self) -> Progress:
         """Play and send one unroll, or report for whom it waits."""
@@ -61,8 +64,16 @@ class Actor:
         work = {"env_steps": unroll.num_steps, "episodes": len(unroll.final_at), "unrolls": 1}
         for name, done in work.items():
             self._meter.count(name, done)
-        self._since_fetch += work["env_steps"]
+        self.env_steps += unroll.num_steps
+        self._since_fetch += unroll.num_steps
+        if unroll.final_at.size:
+            self._ended.append(unroll.episodes)
+        self._meter.enter("idle")
         return Progress(work=work)
+
+    def take(self) -> list[Columns]:
+        """Return the figures of the episodes that ended since the last call."""
+        return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def stats(self) -> dict[str, Any]:
         """Return work, time shares and the version that acts."""

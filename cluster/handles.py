@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +35,7 @@ class Line:
     its successor. A call that outlives the limit is given up in the same way. Used by one thread, `connect` excepted.
     """
 
-    def __init__(self, caller: str, peer: Peer, clock: Clock, limit_s: float = ANSWER_LIMIT_S) -> None:
-        self._caller = caller
+    def __init__(self, peer: Peer, clock: Clock, limit_s: float = ANSWER_LIMIT_S) -> None:
         self._peer = peer
         self._next: Peer | None = None
         self._clock = clock
@@ -77,11 +77,11 @@ class Line:
         return come
 
     def waits(self) -> str:
-        """Say why nothing can be sent; empty when it can."""
+        """Say who must come back before anything can be sent; empty when it can."""
         self._reconnect()
         if self._down_since is None:
             return ""
-        return f"{self._caller} waits for {self._peer.role}, down for {self._clock() - self._down_since:.0f} s"
+        return f"{self._peer.role}, down for {self._clock() - self._down_since:.0f} s"
 
     def in_flight(self) -> list[Any]:
         """Return what `ray.wait` can wait for."""
@@ -105,10 +105,10 @@ class Line:
 class RemoteSink:
     """An actor's way to its shard: few unrolls in flight, each acknowledged, and none without credit."""
 
-    def __init__(self, caller: str, peer: Peer, clock: Clock, in_flight: int = 2) -> None:
-        self.lines = [Line(caller, peer, clock)]
+    def __init__(self, peer: Peer, clock: Clock, in_flight: int = 2) -> None:
+        self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
-        self._caller, self._role = caller, peer.role
+        self._role = peer.role
         self._clock = clock
         self._in_flight = in_flight
         self._credit = 1
@@ -126,17 +126,13 @@ class RemoteSink:
             self._credit = 1  # a successor says itself how much it takes
             return down
         if len(self._line) >= self._in_flight:
-            return f"{self._caller} waits for {self._role} to acknowledge"
+            return f"{self._role} to acknowledge"
         if self._credit > 0:
             return ""
         if not len(self._line) and self._clock() - self._asked >= CREDIT_EVERY_S:
             self._asked = self._clock()
             self._line.call("credit")
-        return f"{self._caller} waits for insert credit from {self._role}"
-
-    def lost(self) -> int:
-        """Return how many unrolls were sent and never acknowledged."""
-        return self._line.lost
+        return f"insert credit from {self._role}"
 
 
 class RemoteReplay:
@@ -146,13 +142,12 @@ class RemoteReplay:
     counts on, so that the account of samples per insert never goes back.
     """
 
-    def __init__(self, caller: str, peers: Sequence[Peer], clock: Clock) -> None:
-        self.lines = [Line(caller, peer, clock) for peer in peers]
-        self._owed = [0] * len(peers)  # answers that the caller still expects
+    def __init__(self, peers: Sequence[Peer], clock: Clock) -> None:
+        self.lines = [Line(peer, clock) for peer in peers]
+        self._owed: list[deque[int]] = [deque() for _ in peers]  # batches in each request without an answer
         self._lost = [0] * len(peers)
         self._before = [0] * len(peers)  # windows inserted into predecessors
         self._inserted = [0] * len(peers)
-        self._empty = list[SampleReply | None]([None] * len(peers))
 
     @property
     def num_shards(self) -> int:
@@ -161,41 +156,46 @@ class RemoteReplay:
 
     def request(self, shard: int, request: SampleRequest) -> None:
         """Ask one shard; one that is down will answer with nothing."""
-        self._owed[shard] += 1
+        self._owed[shard].append(len(request.counts))
         if not self.lines[shard].waits():
             limit = request.insert_limit - self._before[shard]
-            self.lines[shard].call("sample", wire.encode_request(request, limit))
+            self.lines[shard].call("sample", wire.encode_request(replace(request, insert_limit=limit)))
 
     def replies(self) -> list[tuple[int, SampleReply]]:
         """Return the answers that have come, with empty ones in place of those that never will."""
         return [(shard, reply) for shard in range(len(self.lines)) for reply in self._replies(shard)]
 
-    def lost(self) -> int:
-        """Return how many requests were never answered."""
-        return sum(line.lost for line in self.lines)
-
     def _replies(self, shard: int) -> list[SampleReply]:
-        line = self.lines[shard]
-        come = [self._count(shard, wire.decode_reply(answer)) for answer in line.answers()]
-        self._owed[shard] -= len(come)
+        line, owed = self.lines[shard], self._owed[shard]
+        come = []
+        for answer in line.answers():
+            reply = wire.decode_reply(answer)
+            self._inserted[shard] = reply.inserted
+            come.append(replace(reply, inserted=self._before[shard] + reply.inserted))
+            owed.popleft()
         if line.lost > self._lost[shard]:
             self._lost[shard] = line.lost
             self._before[shard] += self._inserted[shard]
             self._inserted[shard] = 0
-        missing = self._owed[shard] - len(line)
-        self._owed[shard] -= missing
-        return come + [wire.no_reply(self._before[shard])] * missing
+        return come + [self._nothing(shard, owed.popleft()) for _ in range(len(owed) - len(line))]
 
-    def _count(self, shard: int, reply: SampleReply) -> SampleReply:
-        self._inserted[shard] = reply.inserted
-        return wire.with_inserted(reply, self._before[shard] + reply.inserted)
+    def _nothing(self, shard: int, batches: int) -> SampleReply:
+        return SampleReply(
+            counts=[0] * batches,
+            columns={},
+            keys=np.empty(0, np.int64),
+            probabilities=np.empty(0),
+            mass=0.0,
+            size=0,
+            inserted=self._before[shard] + self._inserted[shard],
+        )
 
 
 class RemoteParams:
     """An actor's way to the parameter server: always one question in flight, so asking costs no waiting."""
 
-    def __init__(self, caller: str, peer: Peer, clock: Clock) -> None:
-        self.lines = [Line(caller, peer, clock)]
+    def __init__(self, peer: Peer, clock: Clock) -> None:
+        self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
         self._clock = clock
         self._asked = -FETCH_EVERY_S
@@ -205,8 +205,9 @@ class RemoteParams:
         """Return the newest version that has arrived, if it is newer."""
         for answer in self._line.answers():
             if answer is not None:
-                version, buffer = answer
-                packed = ray.get(buffer[0]) if isinstance(buffer, list) else buffer
+                version, packed = answer
+                if isinstance(packed, list):
+                    packed = ray.get(packed[0], timeout=ANSWER_LIMIT_S)
                 self._newest = version, wire.decode_params(packed)
         if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= FETCH_EVERY_S:
             self._asked = self._clock()
@@ -219,8 +220,8 @@ class RemoteParams:
 class RemoteParamSink:
     """The learner's way to the parameter server: the newest version only, sent again to a re-created server."""
 
-    def __init__(self, caller: str, peer: Peer, clock: Clock) -> None:
-        self.lines = [Line(caller, peer, clock)]
+    def __init__(self, peer: Peer, clock: Clock) -> None:
+        self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
         self._newest: tuple[int, np.ndarray[Any, Any]] | None = None
         self._sent = (-1, -1)  # generation and version

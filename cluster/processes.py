@@ -5,8 +5,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import ray
@@ -32,7 +32,7 @@ class Beat(NamedTuple):
     stats: dict[str, Any]
     waits: str = ""
     error: str = ""  # the role's own exception, with its traceback
-    news: Mapping[str, Any] = {}  # what happened since the last beat, for the run folder
+    news: Sequence[Any] = ()  # what happened since the last beat, for the run folder
     lost: int = 0  # calls that were never answered
 
 
@@ -95,17 +95,22 @@ class Role(Protocol):
     def stats(self) -> dict[str, Any]:
         """Return what was done so far."""
 
-    def news(self) -> dict[str, Any]:
+
+@runtime_checkable
+class Teller(Protocol):
+    """A role with something to tell beside its counters."""
+
+    def take(self) -> list[Any]:
         """Return what happened since the last call, for the run folder."""
 
 
 Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
 
-NEIGHBOURS: dict[str, Callable[[str, list[Peer], Callable[[], float]], Neighbour]] = {
-    "sink": lambda caller, peers, clock: RemoteSink(caller, peers[0], clock),
+NEIGHBOURS: dict[str, Callable[[list[Peer], Callable[[], float]], Neighbour]] = {
+    "sink": lambda peers, clock: RemoteSink(peers[0], clock),
     "source": RemoteReplay,
-    "params": lambda caller, peers, clock: RemoteParams(caller, peers[0], clock),
-    "publisher": lambda caller, peers, clock: RemoteParamSink(caller, peers[0], clock),
+    "params": lambda peers, clock: RemoteParams(peers[0], clock),
+    "publisher": lambda peers, clock: RemoteParamSink(peers[0], clock),
 }
 """How a role reaches its neighbours, by the name of the constructor's argument."""
 
@@ -116,7 +121,7 @@ class LoopProcess:
     def __init__(self, name: str, build: Callable[..., Role], generation: int, peers: Mapping[str, list[Peer]]) -> None:
         faulthandler.enable()
         self._neighbours = {
-            argument: NEIGHBOURS[argument](name, list(them), time.monotonic) for argument, them in peers.items()
+            argument: NEIGHBOURS[argument](list(them), time.monotonic) for argument, them in peers.items()
         }
         self._roles = {argument: [peer.role for peer in them] for argument, them in peers.items()}
         self._beats = 0
@@ -130,7 +135,8 @@ class LoopProcess:
     def beat(self) -> Beat:
         """Return what the role did and whether it still turns."""
         role = self._role
-        stats, news = (role.stats(), role.news()) if role is not None else ({}, {})
+        stats = role.stats() if role is not None else {}
+        news: list[Any] = role.take() if isinstance(role, Teller) else []
         return Beat(os.getpid(), self._beats, stats, self._waits, self._error, news, self._lost())
 
     def connect(self, peer: Peer) -> None:

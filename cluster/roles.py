@@ -1,5 +1,6 @@
 """How each role is made from a run's settings and its neighbours: the same for every runtime."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,4 +105,11 @@ def build_evaluator(
     """Return the evaluator with environment copies of its own."""
     algorithm = build_algorithm(config)
     forward = build_forward(algorithm.acting(spec), spec)
-    return Evaluator(config.evaluator, make_copies(config.evaluator.env(config.env)), algorithm, forward, params, clock)
+    return Evaluator(
+        config.evaluator,
+        make_copies(replace(config.env, copies=config.evaluator.copies)),
+        algorithm,
+        forward,
+        params,
+        clock,
+    )

@@ -102,6 +102,7 @@ class Learner:
         self._account(sampled)
         if self.updates % self._config.publish_every == 0:
             self.publish()
+        self._meter.enter("idle")
         return Progress(work={"updates": 1})
 
     def stats(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ class ReplayConfig:
     alpha: float = 0.6  # a window is drawn in proportion to (priority + eps) ** alpha; 0: uniformly
     eps: float = 1e-6
     beta: float = 0.4  # importance weights (size * probability) ** -beta
-    beta_final: float = 0.4
-    beta_steps: int = 1_000_000  # sampled windows until beta_final
+    beta_final: float = 1.0
+    beta_steps: int = 0  # sampled windows from beta to beta_final; 0: it stays at beta
     min_windows: int = 1_000  # inserted before learning starts
     samples_per_insert: float = 2.0  # times that a window is sampled, on average; 0: nobody waits for anybody
     tolerance: int = 0  # windows sampled too many or too few before somebody waits; at least one batch
@@ -31,7 +31,7 @@ class ReplayConfig:
             "eps": (0.0 < self.eps < float("inf"), "> 0"),
             "beta": (0.0 <= self.beta <= 1.0, "in [0, 1]"),
             "beta_final": (0.0 <= self.beta_final <= 1.0, "in [0, 1]"),
-            "beta_steps": (self.beta_steps >= 1, ">= 1"),
+            "beta_steps": (self.beta_steps >= 0, ">= 0"),
             "min_windows": (self.min_windows >= 1, ">= 1"),
             "samples_per_insert": (isfinite(self.samples_per_insert) and self.samples_per_insert >= 0.0, ">= 0"),
             "tolerance": (self.tolerance >= 0, ">= 0"),
@@ -41,7 +41,8 @@ class ReplayConfig:
 
     def beta_at(self, sampled: int) -> float:
         """Return beta after so many sampled windows."""
-        return self.beta + (self.beta_final - self.beta) * min(1.0, sampled / self.beta_steps)
+        done = min(1.0, sampled / self.beta_steps) if self.beta_steps else 0.0
+        return self.beta + (self.beta_final - self.beta) * done
 
     def shard_rows(self, row_bytes: int) -> int:
         """Return how many rows of this size each shard keeps: steps, and observations that ended episodes."""

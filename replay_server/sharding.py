@@ -10,9 +10,9 @@ def allocate(batch: int, shares: NDArray[np.float64], u: float) -> NDArray[np.in
     `shares` sum to 1. Systematic rounding: all of the counts follow from the same `u`, so they sum to `batch`, and
     none is off by one or more.
     """
-    edges = np.minimum(np.concatenate([[0.0], batch * np.cumsum(shares)]), batch)
-    edges[shares.nonzero()[0].max() + 1 :] = batch  # where rounding left the sum a little short
-    whole: NDArray[np.int64] = np.floor(edges + u).astype(np.int64)
+    edges = np.concatenate([[0.0], batch * np.cumsum(shares)])
+    edges[shares.nonzero()[0].max() + 1 :] = batch  # where rounding left the sum short
+    whole: NDArray[np.int64] = np.minimum(np.floor(edges + u), batch).astype(np.int64)  # u may round up to 1
     return np.diff(whole)
 
 

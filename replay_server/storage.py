@@ -77,8 +77,8 @@ class Storage:
         first, last = self.end, self.end + steps
         for name, column in self._columns.items():
             self._write(column, first, _rows(unroll.columns[name], which))
-            nothing = np.zeros((finals, *column.shape[1:]), column.dtype)
-            self._write(column, last, unroll.final_obs if name == "obs" else nothing)
+            final = unroll.final_obs if name == "obs" else np.zeros((finals, *column.shape[1:]), column.dtype)
+            self._write(column, last, final)
         keys = (first + np.cumsum(acted) - 1).reshape(acted.shape)
         following = np.concatenate([keys[1:], keys[-1:]])
         final_keys = last + np.arange(finals)

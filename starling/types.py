@@ -81,7 +81,7 @@ class Act(NamedTuple):
     action: Array  # [E, ...]; a bounded box's within [-1, 1], which the environment's edge scales
     extras: Columns  # [E, ...] stored with the step
     taken: Array | None = None
-    """[E] the value that the actor gives to this action; None: it judges nothing, and shards use the largest priority"""
+    """[E] the value that the actor gives to this action; None: it judges nothing, and gives no priorities"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the roles send one another, as one buffer each: unrolls and parameters through the codec."""
+"""What the roles send one another, as one buffer each through the codec."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from starling.codec import Octets, decode, encode, is_shape
 from starling.errors import CodecError
 from starling.params import Layout, Params
-from starling.types import Columns, Unroll
+from starling.types import Columns, SampleReply, SampleRequest, Unroll
 
 _COLUMN, _EPISODE = "column/", "episode/"
 
@@ -58,6 +58,42 @@ def decode_params(buffer: Octets) -> Params:
                 return Params(layout, values)
     raise CodecError(
         f"buffer must hold parameters and their layout, got arrays {sorted(arrays)} and meta {sorted(meta)}"
+    )
+
+
+def encode_request(request: SampleRequest) -> NDArray[np.uint8]:
+    """Pack what the learner asks of one shard."""
+    meta = {
+        "counts": list(request.counts),
+        "insert_limit": request.insert_limit,
+        "largest_priority": request.largest_priority,
+    }
+    return encode({"keys": request.keys, "priorities": request.priorities}, meta)
+
+
+def decode_request(buffer: Octets) -> SampleRequest:
+    """Return the request whose arrays are read-only views into `buffer`."""
+    arrays, meta = decode(buffer)
+    if arrays.keys() != {"keys", "priorities"} or meta.keys() != {"counts", "insert_limit", "largest_priority"}:
+        raise CodecError(f"buffer must hold a sample request, got arrays {sorted(arrays)} and meta {sorted(meta)}")
+    return SampleRequest(keys=arrays["keys"], priorities=arrays["priorities"], **meta)
+
+
+def encode_reply(reply: SampleReply) -> NDArray[np.uint8]:
+    """Pack a shard's answer."""
+    arrays = {_COLUMN + name: column for name, column in reply.columns.items()}
+    arrays |= {"keys": reply.keys, "probabilities": reply.probabilities}
+    meta = {"counts": list(reply.counts), "mass": reply.mass, "size": reply.size, "inserted": reply.inserted}
+    return encode(arrays, meta)
+
+
+def decode_reply(buffer: Octets) -> SampleReply:
+    """Return the answer whose arrays are read-only views into `buffer`."""
+    arrays, meta = decode(buffer)
+    if not {"keys", "probabilities"} <= arrays.keys() or meta.keys() != {"counts", "mass", "size", "inserted"}:
+        raise CodecError(f"buffer must hold a sample reply, got arrays {sorted(arrays)} and meta {sorted(meta)}")
+    return SampleReply(
+        columns=_under(_COLUMN, arrays), keys=arrays["keys"], probabilities=arrays["probabilities"], **meta
     )
 
 

@@ -21,26 +21,25 @@ def params_of(version: int) -> Params:
     return Params.of({"scale": np.array([1.0 + version], np.float32)})
 
 
-def q_of(obs: Array, version: int) -> Array:
-    """Return values of 3 actions, `[E, 3]`, that differ between any two observations and versions."""
+def q_of(obs: Array, version: int, actions: int = 3) -> Array:
+    """Return values of every action, `[E, A]`, that differ between any two observations and versions."""
     mix = obs.astype(np.float64) @ np.array([0.13, 1.7, 0.31, 0.011])
-    q: Array = (1.0 + version) * np.sin(mix[:, None] + np.arange(3.0))
+    q: Array = (1.0 + version) * np.sin(mix[:, None] + np.arange(actions))
     return q
 
 
 class Sines:
     """Networks whose only parameter is the version that they were loaded with."""
 
-    def __init__(self) -> None:
-        self.loads = 0
+    def __init__(self, actions: int = 3) -> None:
+        self._actions = actions
         self._version = -1
 
     def load(self, params: Params) -> None:
-        self.loads += 1
         self._version = int(params.buffer[0]) - 1
 
     def __call__(self, obs: Array) -> dict[str, Array]:
-        return {"q": q_of(obs, self._version)}
+        return {"q": q_of(obs, self._version, self._actions)}
 
 
 class Explorer:

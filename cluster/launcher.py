@@ -1,0 +1,109 @@
+"""The launcher: starts a run's supervisor, hears what it tells, and starts another one if it dies. Imports no Ray."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from cluster.config import Config, dump
+from cluster.frames import Inbox, Orders, send
+from cluster.ray_node import RayNode
+from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
+from starling.errors import RoleError
+
+MAX_SUPERVISORS = 5
+POLL_S = 0.1
+STOP_LIMIT_S = 9.0  # from the request to stop to the end of every process
+LOG_TAIL_BYTES = 4_000
+REFUSED = 2  # a supervisor's exit code for what another attempt would meet again
+
+
+class Launcher:
+    """One run's supervisors, one after the other, and where the next one would go on."""
+
+    def __init__(self, config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
+        self._report = report
+        self._stopped = stopped
+        self._orders = Orders(config=dump(config))
+        self._outcome: Outcome | None = None
+
+    def run(self) -> Outcome:
+        """Return how the run ended; only a supervisor that was killed or crashed is followed by another."""
+        for attempt in range(1, MAX_SUPERVISORS + 1):
+            code, log = self._supervise()
+            if self._outcome is not None:
+                return self._outcome
+            if code == REFUSED:
+                raise RoleError(log.strip().splitlines()[-1])
+            self._note("supervisor_lost", attempt=attempt, exit_code=code, log=log)
+            if self._stopped():
+                break
+        raise RoleError(
+            f"the supervisor ended {attempt} times without an outcome, the last time with code {code}; "
+            "see events.jsonl in the run folder"
+        )
+
+    def _supervise(self) -> tuple[int, str]:
+        node = RayNode.prepare()
+        read_end, write_end = os.pipe()
+        log = node.folder / "supervisor.log"
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "cluster.supervisor", str(write_end)],
+                    env=node.environment(os.environ),
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(write_end,),
+                    start_new_session=True,  # the terminal's Ctrl-C is for the launcher alone
+                )
+            os.close(write_end)
+            assert process.stdin is not None
+            send(process.stdin.fileno(), self._orders)
+            self._follow(process, read_end)
+            return process.wait(timeout=STOP_LIMIT_S), log.read_text("utf-8", "replace")[-LOG_TAIL_BYTES:]
+        finally:
+            os.close(read_end)
+            node.kill()
+            node.remove()
+
+    def _follow(self, process: "subprocess.Popen[bytes]", pipe: int) -> None:
+        """Pass on what the supervisor tells until it has nothing more to say."""
+        inbox = Inbox()
+        asked_at: float | None = None
+        while asked_at is None or time.monotonic() - asked_at < STOP_LIMIT_S:
+            if asked_at is None and self._stopped():
+                asked_at = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+            if not select.select([pipe], [], [], POLL_S)[0]:
+                continue
+            data = os.read(pipe, 1 << 20)
+            if not data:
+                return
+            for message in inbox.feed(data):
+                self._hear(message)
+
+    def _hear(self, message: Any) -> None:
+        if isinstance(message, Outcome):
+            self._outcome = message
+            return
+        if isinstance(message, Sample | CheckpointDue):
+            counters = {name: getattr(message, name) for name in ("env_steps", "updates", "elapsed_s")}
+            self._orders = replace(self._orders, **counters)
+        if isinstance(message, CheckpointDue):
+            self._orders = replace(self._orders, version=message.version, params=message.params)
+        self._report(message)
+
+    def _note(self, what: str, **facts: Any) -> None:
+        self._report(Noted(elapsed_s=self._orders.elapsed_s, what=what, facts=facts))
+
+
+def run_ray(config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> Outcome:
+    """Run every role in a Ray process of its own on this machine."""
+    return Launcher(config, report, stopped).run()

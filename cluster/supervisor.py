@@ -1,0 +1,146 @@
+"""The supervisor: a run's Ray driver. It makes the roles, keeps them alive, and tells the launcher what they say.
+
+Started by the launcher as `python -m cluster.supervisor PIPE`; it ends when the run is over, when it is asked to by
+SIGTERM, or when the launcher is gone.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.envs import measure_spec
+from cluster import launch
+from cluster.config import Config, parse
+from cluster.course import Course
+from cluster.frames import Orders, receive, send
+from cluster.launcher import REFUSED
+from cluster.members import Members
+from cluster.ray_node import FOLDER, open_listeners, processes_marked
+from cluster.report import Outcome
+from cluster.roles import Start
+from starling import wire
+from starling.errors import ClusterError, StarlingError
+from starling.params import Params
+
+TICK_S = 0.05
+OBJECT_STORE_BYTES = 256 << 20
+SERVER_LIMIT_S = 5.0
+LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
+
+
+class Supervisor:
+    """Watches the roles of one run until its course is over."""
+
+    def __init__(self, members: Members, course: Course) -> None:
+        self._members = members
+        self._course = course
+
+    def run(self, stopped: Callable[[], bool]) -> Outcome:
+        """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
+        self._members.start()
+        reason = None
+        while reason is None:
+            time.sleep(TICK_S)
+            self._hear(self._members.watch())
+            self._course.sample(self._stats)
+            reason = self._course.over(stopped())
+        self._hear(self._members.stop())
+        self._course.sample(self._stats, now=True)
+        version, params = self._newest()
+        return self._course.end(reason, version, params)
+
+    def _hear(self, beats: dict[str, Any]) -> None:
+        self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
+        for name, beat in beats.items():
+            self._course.hear(int(name.partition("[")[2].rstrip("]")), beat.news)
+
+    def _stats(self) -> dict[str, Any]:
+        return {name: self._members.stats(name) for name in self._members.names()}
+
+    def _newest(self) -> tuple[int, Params | None]:
+        """Return the last published parameters, if any were published and their server still answers."""
+        found = self._members.ask("param_server[0]", "fetch", 0, limit_s=SERVER_LIMIT_S)
+        if found is None:
+            return 0, None
+        version, packed = found
+        packed = ray.get(packed[0], timeout=SERVER_LIMIT_S) if isinstance(packed, list) else packed
+        return version, wire.decode_params(packed).copy()
+
+
+class StopRequest:
+    """True after SIGTERM, or when the launcher is gone."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._parent = os.getppid()
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def __call__(self) -> bool:
+        return self._asked or os.getppid() != self._parent
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+
+def start_ray(folder: Path) -> None:
+    """Start a Ray of our own; what it listens on is checked, since no promise of Ray's covers it."""
+    try:
+        ray.init(
+            address="local",
+            num_cpus=LOGICAL_CPUS,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+            namespace=folder.name,
+            _temp_dir=str(folder),
+        )
+    except (RuntimeError, OSError, ConnectionError, ValueError) as error:
+        raise ClusterError(f"Ray could not start on this machine: {error}; starling doctor says more") from error
+
+
+def supervise(orders: Orders, pipe: int) -> Outcome:
+    """Make a run from its orders."""
+    stopped = StopRequest()
+    config = parse(orders.config)
+    with ThreadPoolExecutor(1) as pool:
+        measured = pool.submit(measure_spec, config.env)  # while Ray starts
+        start_ray(Path(os.environ[FOLDER]))
+        spec = measured.result()
+    signal.signal(signal.SIGTERM, stopped.handle)
+    if found := open_listeners(processes_marked()):
+        raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
+    course = Course(config.goal, partial(send, pipe), time.monotonic, orders.env_steps, orders.updates, orders.elapsed_s)
+    members = Members(time.monotonic, course.note)
+    start = None if orders.params is None else Start(orders.version, orders.updates, orders.params)
+    launch.replay(members, config, spec, time.monotonic, start)
+    return Supervisor(members, course).run(stopped)
+
+
+def main() -> int:
+    """Run one supervisor; its last message is the outcome."""
+    os.umask(0o077)
+    pipe = int(sys.argv[1])
+    try:
+        outcome = supervise(receive(sys.stdin.fileno()), pipe)
+        send(pipe, outcome)
+    except StarlingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return REFUSED
+    except BrokenPipeError:
+        return 1  # nobody is left to tell
+    finally:
+        ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

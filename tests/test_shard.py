@@ -1,0 +1,226 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_server.shard import ReplayShard
+from starling.types import SampleReply
+from starling.windows import Window
+from tests.replay_worlds import CountingWorld, Step, bandit_shard, bandit_unroll, draw, make_shard
+
+LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
+WINDOWS = st.builds(Window, length=st.integers(1, 5), period=st.integers(1, 3), every_obs=st.booleans())
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    window=WINDOWS,
+    lengths=LENGTHS,
+    lost=st.sets(st.integers(0, 11), max_size=2),
+    copies=st.integers(1, 3),
+    end_probability=st.sampled_from([0.0, 0.2, 0.7]),
+    next_step=st.booleans(),
+    capacity=st.integers(36, 120),
+)
+def test_what_can_be_sampled_is_every_window_that_is_whole_and_alive_and_nothing_else(
+    seed: int,
+    window: Window,
+    lengths: list[int],
+    lost: set[int],
+    copies: int,
+    end_probability: float,
+    next_step: bool,
+    capacity: int,
+) -> None:
+    world = CountingWorld(np.random.default_rng(seed), copies, end_probability, next_step)
+    shard = make_shard(window, alpha=0.0, capacity=capacity)
+    for index, length in enumerate(lengths):
+        unroll = world.unroll(length, lost=index in lost)
+        if index not in lost:
+            shard.insert(unroll)
+
+    reply = draw(shard, 40 * 120)
+
+    truth = world.windows(window, capacity)
+    assert reply.size == len(truth)
+    assert {first_obs(reply, n) for n in range(len(reply.keys))} == set(truth)
+    for n in range(min(len(reply.keys), 200)):
+        assert_is_slice(reply, n, *truth[first_obs(reply, n)], every_obs=window.every_obs)
+
+
+def first_obs(reply: SampleReply, n: int) -> tuple[int, int]:
+    copy, serial = reply.columns["obs"][0, n].astype(int).tolist()
+    return copy, serial
+
+
+def assert_is_slice(reply: SampleReply, n: int, steps: list[Step], last: tuple[int, int], every_obs: bool) -> None:
+    padding = len(reply.columns["valid"]) - len(steps)
+    for name in ("action", "reward", "terminated", "truncated", "version", "log_mu"):
+        column = reply.columns[name][:, n].tolist()
+        assert column == [getattr(step, name) for step in steps] + [0] * padding
+    assert reply.columns["valid"][:, n].tolist() == [True] * len(steps) + [False] * padding
+    seen = [step.obs for step in steps] + [last] * (padding + 1)
+    expected = seen if every_obs else [seen[0], seen[-1]]
+    assert reply.columns["obs"][:, n].tolist() == [list(obs) for obs in expected]
+
+
+def test_windows_are_drawn_in_proportion_to_their_priorities() -> None:
+    shard = bandit_shard([1.0, 2.0, 5.0])
+
+    reply = draw(shard, 80_000)
+
+    np.testing.assert_allclose(reply.probabilities, np.array([1, 2, 5])[serials(reply) - 1] / 8)
+    np.testing.assert_allclose(np.bincount(serials(reply))[1:] / 80_000, np.array([1, 2, 5]) / 8, atol=0.01)
+    assert (reply.mass, reply.size, reply.inserted) == (8.0, 3, 3)
+
+
+def serials(reply: SampleReply) -> np.ndarray:
+    return reply.columns["obs"][0, :, 1].astype(int)
+
+
+def test_alpha_tempers_priorities_and_at_zero_ignores_them() -> None:
+    tempered = bandit_shard([1.0, 16.0], alpha=0.5)
+    uniform = bandit_shard([1.0, 16.0], alpha=0.0)
+
+    assert draw(tempered, 1).mass == pytest.approx(1 + 4)
+    assert set(draw(uniform, 100).probabilities) == {0.5}
+
+
+def test_priorities_of_a_request_count_before_its_draw() -> None:
+    shard = bandit_shard([1.0, 1.0])
+    keys = key_by_serial(shard)
+
+    reply = draw(shard, 1000, keys=[keys[1], keys[2]], priorities=[0.0, 7.0])
+
+    assert reply.mass == 7.0
+    assert set(serials(reply)) == {2}
+
+
+def key_by_serial(shard: ReplayShard) -> dict[int, int]:
+    reply = draw(shard, 1000)
+    return dict(zip(serials(reply).tolist(), reply.keys.tolist(), strict=True))
+
+
+def test_a_late_priority_does_not_touch_the_window_that_took_its_slot() -> None:
+    shard = bandit_shard([1.0] * 4, capacity=8)
+    keys = key_by_serial(shard)
+    shard.insert(bandit_unroll([3.0] * 4, sequence=1))
+
+    reply = draw(shard, 1, keys=list(keys.values()), priorities=[1e9] * 4)
+
+    assert reply.mass == 12.0
+    assert shard.stats()["counts"]["priorities_late"] == 4
+
+
+def test_a_priority_for_a_row_that_begins_no_window_changes_nothing() -> None:
+    shard = bandit_shard([1.0, 1.0])  # rows 2 and 3 hold final observations
+
+    reply = draw(shard, 1, keys=[2, 3, 4000], priorities=[1e9] * 3)
+
+    assert (reply.mass, reply.size) == (2.0, 2)
+
+
+@pytest.mark.parametrize("priority", [np.nan, np.inf, -np.inf, -1.0, 1e300])
+def test_a_priority_that_is_no_size_is_refused_and_counted(priority: float) -> None:
+    shard = bandit_shard([1.0, 2.0])
+
+    reply = draw(shard, 1, keys=[0], priorities=[priority])
+
+    assert reply.mass == 3.0
+    assert shard.stats()["counts"]["priorities_refused"] == 1
+
+
+def test_a_window_of_unknown_priority_gets_the_largest_seen() -> None:
+    shard = bandit_shard([1.0, 4.0])
+    shard.insert(bandit_unroll([np.nan, 2.0], sequence=1))
+    from_actors = draw(shard, 0).mass
+    draw(shard, 0, largest_priority=10.0)
+    shard.insert(bandit_unroll(None, count=2, sequence=2))
+
+    assert from_actors == 1 + 4 + 4 + 2
+    assert draw(shard, 0).mass == from_actors + 10 + 10
+
+
+def test_an_infinite_priority_of_an_actor_counts_as_unknown() -> None:
+    shard = bandit_shard([np.inf, 3.0])
+
+    assert draw(shard, 0).mass == 6.0
+    assert shard.stats()["counts"]["priorities_refused"] == 1
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_priorities_are_aligned_with_their_windows_across_unrolls_and_after_a_cut(cut: bool) -> None:
+    world = CountingWorld(np.random.default_rng(3), end_probability=0.2)
+    window = Window(length=3)
+    shard = make_shard(window, alpha=1.0, eps=1e-300, min_windows=1)
+    unrolls = [world.unroll(5), world.unroll(4, lost=cut), world.unroll(6)]
+
+    for unroll in unrolls[:1] + unrolls[1 + cut :]:
+        carried = unrolls[unroll.sequence - 1].columns["obs"][-3:, :, 1] if unroll.sequence else np.empty((0, 2))
+        own = unroll.columns["obs"][:, :, 1]
+        shard.insert(replace(unroll, priorities=np.concatenate([carried, own])))  # each its own serial number
+
+    reply = draw(shard, 3000)
+    assert set(serials(reply)) == {serial for _, serial in world.windows(window, 10**9)}
+    np.testing.assert_allclose(reply.probabilities * reply.mass, serials(reply))
+
+
+def test_a_window_whose_first_row_was_overwritten_before_it_was_whole_never_comes_to_be() -> None:
+    slow = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0, actor=1)
+    shard = make_shard(Window(length=3), capacity=20)
+    shard.insert(slow.unroll(2))
+    shard.insert(bandit_unroll(None, count=9))  # 18 rows: the next one takes the place of the first
+
+    shard.insert(slow.unroll(2))
+
+    reply = draw(shard, 500)
+    assert set(reply.keys) == set(range(2, 11))  # the other actor's
+    assert (reply.size, reply.inserted) == (9, 10)
+
+
+def test_an_unroll_sent_twice_is_stored_once() -> None:
+    shard = bandit_shard([1.0, 2.0])
+
+    again = shard.insert(bandit_unroll([1.0, 2.0], sequence=0))
+
+    assert not again.accepted
+    assert draw(shard, 0).mass == 3.0
+    assert shard.stats()["counts"]["unrolls_repeated"] == 1
+
+
+def test_an_actor_that_was_replaced_writes_no_more() -> None:
+    shard = bandit_shard([1.0])
+    new = shard.insert(bandit_unroll([1.0], generation=2, sequence=0))
+    old = shard.insert(bandit_unroll([1.0], generation=1, sequence=1))
+    other = shard.insert(bandit_unroll([1.0], actor=7, generation=0))
+
+    assert (new.accepted, old.accepted, other.accepted) == (True, False, True)
+    assert shard.stats()["counts"]["unrolls_fenced_off"] == 1
+
+
+def test_credit_falls_with_windows_and_rises_with_the_limit_that_a_request_brings() -> None:
+    shard = make_shard(alpha=1.0, min_windows=9, shards=2, capacity=100)
+
+    credits = [shard.credit(), shard.insert(bandit_unroll([1.0] * 3)).credit]
+    credits.append(shard.insert(bandit_unroll([1.0] * 4, sequence=1)).credit)  # never refused
+    draw(shard, 0, insert_limit=10)
+    draw(shard, 0, insert_limit=10)  # said twice, it gives nothing twice
+
+    assert [*credits, shard.credit()] == [5, 2, 0, 3]
+
+
+def test_an_empty_shard_answers_with_no_windows() -> None:
+    reply = draw(make_shard(Window(length=2)), 3, 4)
+
+    assert list(reply.counts) == [0, 0]
+    assert reply.columns["obs"].shape == (2, 0, 2)
+    assert (reply.mass, reply.size) == (0.0, 0)
+
+
+def test_the_same_seed_draws_the_same_windows() -> None:
+    first, second = (draw(bandit_shard([1.0] * 50, seed=5), 20) for _ in range(2))
+
+    np.testing.assert_array_equal(first.keys, second.keys)

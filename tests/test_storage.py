@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from replay_server.config import ReplayConfig
+from replay_server.storage import Storage, columns_of, row_bytes
+from starling.errors import ConfigError
+from starling.spec import ArraySpec, Spec
+from starling.windows import Window
+from tests.replay_worlds import EXTRA, SPEC, CountingWorld, bandit_unroll
+
+CARTPOLE = Spec(env="CartPole-v1", obs=ArraySpec((4,), "float32"), action=ArraySpec((), "int64"), num_actions=2)
+PONG = Spec(env="ALE/Pong-v5", obs=ArraySpec((84, 84), "uint8"), action=ArraySpec((), "int64"), num_actions=6)
+
+
+def storage_of(capacity: int) -> Storage:
+    return Storage(capacity, columns_of(SPEC, EXTRA))
+
+
+def test_a_small_step_costs_at_most_100_bytes_with_its_share_of_the_tree() -> None:
+    assert row_bytes(columns_of(CARTPOLE, EXTRA)) <= 100
+
+
+def test_a_frame_is_stored_once() -> None:
+    assert row_bytes(columns_of(PONG, EXTRA)) <= 1.1 * 84 * 84
+
+
+def test_the_smaller_of_both_capacities_counts() -> None:
+    in_steps = ReplayConfig(capacity=1000, shards=3)
+    in_bytes = ReplayConfig(capacity=1000, capacity_bytes=60_000, shards=3)
+
+    assert in_steps.shard_rows(100) == 334
+    assert in_bytes.shard_rows(100) == 200
+    assert in_bytes.shard_rows(10) == 334
+
+
+def test_a_capacity_in_bytes_too_small_for_a_row_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"replay.capacity_bytes must be >= 7100 \(a row in each shard\), got 100"):
+        ReplayConfig(capacity_bytes=100).shard_rows(7100)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rule"),
+    [("alpha", 1.5, r"in \[0, 1\]"), ("eps", 0.0, "> 0"), ("shards", 0, "between"), ("min_windows", 0, ">= 1")],
+)
+def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: float, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rf"replay.{setting} must be {rule}.*, got {value}"):
+        ReplayConfig(**{setting: value})
+
+
+def test_an_unroll_that_would_overwrite_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"replay.capacity must be >= 20 steps in each shard .* got 19"):
+        storage_of(19).append(bandit_unroll(None, count=10))
+
+
+def test_keys_count_rows_and_lead_back_from_their_slots() -> None:
+    storage = storage_of(7)
+    world = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0)
+
+    keys = np.concatenate([storage.append(world.unroll(5)) for _ in range(4)]).ravel()
+
+    assert keys.tolist() == list(range(20))
+    assert storage.oldest == 13
+    assert sorted(storage.keys(np.arange(7)).tolist()) == list(range(13, 20))
+    np.testing.assert_array_equal(storage.keys(storage.slots(keys[-7:])), keys[-7:])
+
+
+def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
+    storage = storage_of(6)
+    world = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0)
+    early = storage.append(world.unroll(4))
+    late = storage.append(world.unroll(4))
+
+    storage.link(early[-1], late[0])
+    storage.link(early[0], late[2])  # row 0 is gone; row 6 has its slot and leads to row 7
+
+    chain = storage.gather(storage.slots(late[2]), Window(length=1, every_obs=True))
+    assert chain["obs"][:, 0, 1].tolist() == [7, 8]
+
+
+def test_behind_its_end_a_window_is_zeros_and_its_last_observation() -> None:
+    storage = storage_of(50)
+    storage.append(bandit_unroll(None, count=20))  # so that the slots are not fresh
+    keys = storage.append(bandit_unroll(None, count=20))
+
+    window = storage.gather(storage.slots(keys[4]), Window(length=3, every_obs=True))
+
+    assert window["valid"][:, 0].tolist() == [True, False, False]
+    assert window["reward"][:, 0].tolist() == [4.0, 0.0, 0.0]
+    assert window["terminated"][:, 0].tolist() == [True, False, False]
+    assert window["obs"][:, 0].tolist() == [[0, 5], [0, 0], [0, 0], [0, 0]]
