@@ -39,15 +39,11 @@ def sample(elapsed_s: float, **busy: float) -> Sample:
 
 
 def evaluation(mean: float) -> EvaluationDone:
-    return EvaluationDone(
-        elapsed_s=1.0, version=3, updates=30, env_steps=4000, mean=mean, std=9.0, episodes=100
-    )
+    return EvaluationDone(elapsed_s=1.0, version=3, updates=30, env_steps=4000, mean=mean, std=9.0, episodes=100)
 
 
 def outcome(reason: Any, best: float | None = 476.2) -> Outcome:
-    return Outcome(
-        reason=reason, env_steps=96_000, updates=3000, train_s=160.0, params_sha256="0", best_mean=best
-    )
+    return Outcome(reason=reason, env_steps=96_000, updates=3000, train_s=160.0, params_sha256="0", best_mean=best)
 
 
 def shown(mode: Mode, samples: list[Sample], terminal: bool = False) -> str:
@@ -107,10 +103,11 @@ def test_the_live_table_has_a_line_for_each_kind_of_role_and_the_return() -> Non
     text = shown("live", [sample(1.0), sample(2.0)], terminal=True)
 
     assert "cartpole-01  00:00:02  8.24k steps" in text
-    for part in ("actors x2", "4,120 steps/s", "replay x1", "samples per insert 1.98 (target 2)", "64 updates/s"):
+    for part in ("actors x2", "4,120 steps/s", "replay x1", "samples/insert 1.98 (target 2)", "64 updates/s"):
         assert part in text
     assert "waiting credit 50%" in text
-    assert "best 187 · goal 475 · slowest: learner (busy 90%)" in text
+    assert "best 187 · goal 475" in text
+    assert "─ slowest: learner (busy 90%) ─" in text
 
 
 def test_the_live_table_without_a_terminal_is_plain_lines() -> None:
