@@ -63,9 +63,9 @@ class Board:
         )
         self._row(table, "learner", figures.updates_per_s, "updates/s", learner_line(figures))
         last = number(self.returns[-1]) if self.returns else "-"
-        table.add_row("return", Text(last, "bold"), sparkline(self.returns), self._returns(figures))
+        table.add_row("return", Text(last, "bold"), sparkline(self.returns), self._returns())
         title = f"{self.subject.path.name}  {clock(sample.elapsed_s)}  {count(sample.env_steps)} steps"
-        return Panel(table, title=title, title_align="left", width=None)
+        return Panel(table, title=title, title_align="left", subtitle=slowest(figures), subtitle_align="left")
 
     def _row(self, table: Table, name: str, rate: float, unit: str, rest: str) -> None:
         history = self.rates.setdefault(name, _history())
@@ -75,12 +75,12 @@ class Board:
     def _replay(self, sample: Sample, figures: Figures) -> str:
         target = f" (target {self.subject.samples_per_insert:g})" if self.subject.samples_per_insert else ""
         rows = total(sample.roles, "rows", "gauges")
-        return f"samples per insert {decimal(figures.samples_per_insert)}{target} · {rows:,} rows"
+        return f"samples/insert {decimal(figures.samples_per_insert)}{target} · {count(rows)} rows"
 
-    def _returns(self, figures: Figures) -> str:
+    def _returns(self) -> str:
         best = f"best {number(self.best)}" if self.returns else ""
         goal = f"goal {number(self.subject.goal)}" if self.subject.goal is not None else ""
-        return joined(best, goal, slowest(figures))
+        return joined(best, goal)
 
 
 def plain_line(sample: Sample, figures: Figures, evaluation: EvaluationDone | None) -> str:
@@ -124,9 +124,8 @@ def time_of(figures: Figures, kind: str) -> str:
 
 
 def learner_line(figures: Figures) -> str:
-    """Say the learner's time, the version it is at, and how old what it learns from is."""
-    version = figures.gauges.get("learner/version")
-    return joined(time_of(figures, "learner"), f"version {version:.0f}" if version is not None else "", lag(figures))
+    """Say how old what the learner learns from is, and where its time goes."""
+    return joined(lag(figures), time_of(figures, "learner"))
 
 
 def lag(figures: Figures) -> str:

@@ -35,10 +35,13 @@ class Checkpoints:
 
     def save(self, params: Params, facts: Mapping[str, Any], best: bool = False) -> Path:
         """Write a checkpoint, named after `facts["updates"]`, and point LATEST (and BEST) to it."""
+        tensors = save_tensors(params.arrays())
+        sums = {PARAMS: hashlib.sha256(tensors).hexdigest()}
+        layout = [[name, list(shape)] for name, shape in params.layout.entries]
         self._path.mkdir(exist_ok=True)
-        path = self._path / f"step-{facts['updates']}"
-        if not path.exists():  # one count of updates is one checkpoint
-            self._write_checkpoint(path, params, facts)
+        path = self._place(f"step-{facts['updates']}", sums)
+        if not path.exists():
+            self._write_checkpoint(path, tensors, {"schema": SCHEMA, **facts, "layout": layout, "sha256": sums})
         for pointer in ("LATEST", "BEST") if best else ("LATEST",):
             unfinished = _unfinished(self._path / pointer)
             self._write(unfinished, f"{path.name}\n".encode())
@@ -46,11 +49,18 @@ class Checkpoints:
             self._sync_folder(self._path)
         return path
 
-    def _write_checkpoint(self, path: Path, params: Params, facts: Mapping[str, Any]) -> None:
-        tensors = save_tensors(params.arrays())
-        layout = [[name, list(shape)] for name, shape in params.layout.entries]
-        sums = {PARAMS: hashlib.sha256(tensors).hexdigest()}
-        manifest = {"schema": SCHEMA, **facts, "layout": layout, "sha256": sums}
+    def _place(self, name: str, sums: Mapping[str, str]) -> Path:
+        """Return the folder that holds these very parameters, or one that is free.
+
+        An evaluated version may be older than the learner's updates say, so one count can name several.
+        """
+        path, again = self._path / name, 0
+        while path.exists() and read_json(path / "manifest.json").get("sha256") != sums:
+            again += 1
+            path = self._path / f"{name}.{again}"
+        return path
+
+    def _write_checkpoint(self, path: Path, tensors: bytes, manifest: Mapping[str, Any]) -> None:
         unfinished = _unfinished(path)
         unfinished.mkdir(exist_ok=True)
         self._write(unfinished / PARAMS, tensors)
@@ -110,7 +120,7 @@ def _pointed(checkpoints: Path, which: Which) -> Path:
     if not pointer.exists():
         raise RunError(f"run {checkpoints.parent.name} has no {which} checkpoint yet")
     name = pointer.read_bytes().decode("utf-8", "replace").strip()
-    if not re.fullmatch(r"step-\d+", name):
+    if not re.fullmatch(r"step-\d+(\.\d+)?", name):
         raise RunError(f"{pointer} must name a checkpoint, got {shown(name)}")
     return pointer.with_name(name)
 

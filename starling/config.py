@@ -5,7 +5,7 @@ Each mistake is one sentence: which setting, what it must be, what it is, and wh
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from math import isfinite
@@ -80,15 +80,21 @@ def unknown(key: str, known: Iterable[str], origin: str) -> ConfigError:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` for the nearest known word, or nothing when none is near.
 
-    A dotted word is also near to those that end alike, so `shards` finds `replay.shards`.
+    Of dotted words, those of the same section come first, and `shards` finds `replay.shards`.
     """
     word = word[:80]  # the search is quadratic, and the word may be anything
     names = list(known)
-    if near := get_close_matches(word, names, 1):
-        return f"; did you mean {near[0]}?"
-    last = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
-    near = get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.75)
-    return f"; did you mean {last[near[0]]}?" if near else ""
+    section, _, last = word.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
+    cousins = {name.rpartition(".")[2]: name for name in reversed(names)}
+    for sought, among, cutoff in (
+        (last, siblings, 0.6),
+        (word, {name: name for name in names}, 0.8),
+        (last, cousins, 0.75),
+    ):
+        if near := get_close_matches(sought, among, 1, cutoff):
+            return f"; did you mean {among[near[0]]}?"
+    return ""
 
 
 def describe(kind: Any) -> str:
@@ -109,7 +115,8 @@ def describe(kind: Any) -> str:
 
 def shown(value: object) -> str:
     """Return a value as a message can hold it."""
-    return _short.repr(value)
+    text = _short.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def shown_key(key: str) -> str:
@@ -120,6 +127,12 @@ def shown_key(key: str) -> str:
 def is_optional(kind: Any) -> bool:
     """Whether a setting of this type may be `none`."""
     return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
+
+
+def strictest_first(members: Sequence[Any]) -> list[Any]:
+    """Order the types of a union: `none` before strings, a whole number before a float, a string last."""
+    order = (NoneType, bool, int, float)
+    return sorted(members, key=lambda kind: order.index(kind) if kind in order else len(order))
 
 
 _short = Repr()
@@ -145,17 +158,18 @@ def _is_section(kind: Any) -> bool:
 def _flatten(
     table: Mapping[str, Any], kinds: Mapping[str, Any], origin: str, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
+    sections = {key[: dot.start()] for key in kinds for dot in re.finditer(r"\.", key)}
     for name, value in table.items():
         key = prefix + name
-        quoted_dot = "." in name  # "replay.shards" = 3 names one key, and we have none of that name
-        if key in kinds and not quoted_dot:
+        # "replay.shards" = 3, in quotes, names one key with a dot in it, and there is none
+        if "." in name or key not in (kinds.keys() | sections):
+            raise unknown(key, [*kinds, *sorted(sections)], origin)
+        if key in kinds:
             yield key, value
-        elif quoted_dot or not any(other.startswith(f"{key}.") for other in kinds):
-            raise unknown(key, kinds, origin)
-        elif not isinstance(value, Mapping):
-            raise ConfigError(f"{key} must be a table, got {shown(value)} (from {origin})")
-        else:
+        elif isinstance(value, Mapping):
             yield from _flatten(value, kinds, origin, f"{key}.")
+        else:
+            raise ConfigError(f"{key} must be a table, got {shown(value)} (from {origin})")
 
 
 def _read(key: str, raw: Any, kind: Any, origin: str) -> Any:
@@ -196,10 +210,8 @@ def _convert_scalar(raw: Any, kind: Any) -> Any:
     return kind(raw)
 
 
-def _convert_to_first(raw: Any, members: tuple[Any, ...]) -> Any:
-    # None first, so that "none" is not taken for a string; int before float, so that a whole number stays one
-    order = [NoneType, bool, int, float]
-    for member in sorted(members, key=lambda kind: order.index(kind) if kind in order else len(order)):
+def _convert_to_first(raw: Any, members: Sequence[Any]) -> Any:
+    for member in strictest_first(members):
         try:
             return _convert(raw, member)
         except _MisfitError:

@@ -4,9 +4,10 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from starling.config import NONE, Layer, describe, did_you_mean, is_optional, leaves, shown_key
+from starling.config import NONE, Layer, describe, did_you_mean, is_optional, leaves, shown_key, strictest_first
 from starling.errors import ConfigError
 
 
@@ -87,7 +88,16 @@ def _read(flag: Flag, key: str, kind: Any) -> Any:
     values = ["None" if value == NONE and is_optional(kind) else value for value in flag.values]
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return tyro.cli(kind, args=values)
+            return tyro.cli(_as_tyro_reads(kind), args=values)
     except SystemExit:
         got = " ".join(flag.values) or "nothing"
         raise ConfigError(f"{key} must be {describe(kind)}, got {got} (from flag {flag.name})") from None
+
+
+def _as_tyro_reads(kind: Any) -> Any:
+    """Return a type with its unions reordered: tyro takes the first member that fits, and a string always does."""
+    if get_origin(kind) in (Union, UnionType):
+        return Union[tuple(strictest_first(get_args(kind)))]  # noqa: UP007 (made at run time)
+    if get_origin(kind) is dict:
+        return dict[str, _as_tyro_reads(get_args(kind)[1])]  # type: ignore[misc]
+    return kind

@@ -1,9 +1,8 @@
 """`starling train PRESET|FILE.toml`: one run, from its settings to its last line."""
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,19 +10,22 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from cluster.board import Subject
+from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
 from cluster.provenance import provenance
 from cluster.report import Event, Outcome
 from cluster.reporter import Reporter
 from cluster.run_folder import RunFolder, checked_name, free_name
+from cluster.signals import StopRequest
 from cluster.tensorboard import TensorBoard
 from cluster.terminal import Mode, make_view
 from starling.config import Layer, build, leaves
 from starling.errors import check
-from starling.flags import Flag, help_text, key_of, layers, split
+from starling.flags import help_text, key_of, layers, split
 
-Engine = Callable[[Config[Any], Callable[[Event], None]], Outcome]
+Engine = Callable[[Config[Any], Callable[[Event], None], Callable[[], bool]], Outcome]
+"""Makes a run from its settings: reports events, and stops when it is asked to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,25 +75,27 @@ def main(args: list[str], engine: Engine | None = None) -> int:
     if options.dry_run:
         print(dump(config), end="")
         return 0
-    outcome = _train(config, options, _stem(source), engine or _engine(config))
-    return exit_code(outcome, config, own + rest)
+    asked = [flag.key.removeprefix("goal.") for flag in flags]
+    command = ["starling", "train", *args]
+    return exit_code(_train(config, options, _stem(source), command, asked, engine or _engine(config)), config)
 
 
-def exit_code(outcome: Outcome, config: Config[Any], flags: Sequence[Flag]) -> int:
-    """Return 0 for a goal reached or an asked-for budget spent, 1 for a preset's own budget that was too small."""
+def exit_code(outcome: Outcome, config: Config[Any]) -> int:
+    """Return 1 only for a budget that nobody asked for and that ended short of its goal."""
     if outcome.reason == "interrupted":
-        return 130
-    asked = any(flag.key in ("total_steps", "goal.total_steps") for flag in flags) or config.goal.return_mean is None
-    return 1 if outcome.reason == "budget" and not asked else 0
+        return INTERRUPTED
+    return FAILED if outcome.reason == "budget" and config.goal.return_mean is not None else OK
 
 
-def _train(config: Config[Any], options: TrainOptions, stem: str, engine: Engine) -> Outcome:
+def _train(
+    config: Config[Any], options: TrainOptions, stem: str, command: list[str], asked: Sequence[str], engine: Engine
+) -> Outcome:
     from actors.envs import measure_spec
 
     measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
     runs = Path(options.runs)
     name = options.run or free_name(runs, stem)
-    env = provenance(sys.argv, datetime.now(UTC))
+    env = provenance(command, datetime.now(UTC))
     with RunFolder.create(runs, name, dump(config), env) as folder:
         console = Console()
         if options.mode in ("live", "plain"):
@@ -100,12 +104,19 @@ def _train(config: Config[Any], options: TrainOptions, stem: str, engine: Engine
         subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
         reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"))
         try:
-            outcome = engine(config, reporter, lambda: False)
+            with StopRequest() as stopped:
+                outcome = _as_asked(engine(config, reporter, stopped), config, asked)
         except BaseException as error:  # kept with the run; whoever called says it
             reporter.failed(error)
             raise
         reporter.ended(outcome)
         return outcome
+
+
+def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Outcome:
+    """Tell a budget that the user set for this very run from one that came with the preset."""
+    spent = "total_steps" if outcome.env_steps >= config.goal.total_steps else "max_minutes"
+    return replace(outcome, reason="asked") if outcome.reason == "budget" and spent in asked else outcome
 
 
 def _stem(source: str) -> str:
