@@ -63,13 +63,14 @@ class Inbox:
             yield _message(*decode(frame))
 
 
-def receive(pipe: int) -> Event | Outcome | Orders:
-    """Read one message, waiting for all of it; the other end is ours and writes it at once."""
+def receive_orders(pipe: int) -> Orders:
+    """Read the orders, waiting for all of them; the launcher writes them at once."""
     inbox = Inbox()
     while data := os.read(pipe, 1 << 16):
         for message in inbox.feed(data):
+            assert isinstance(message, Orders), "a supervisor's first message is its orders"
             return message
-    raise EOFError("the pipe was closed before a message was whole")
+    raise EOFError("the launcher closed the pipe before its orders were whole")
 
 
 def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Event | Outcome | Orders:

@@ -20,7 +20,7 @@ from actors.envs import measure_spec
 from cluster import launch
 from cluster.config import parse
 from cluster.course import Course, Past
-from cluster.frames import Orders, receive, send
+from cluster.frames import Orders, receive_orders, send
 from cluster.launcher import REFUSED
 from cluster.members import Members
 from cluster.ray_node import FOLDER, MARK, open_listeners, processes_marked
@@ -71,7 +71,8 @@ class Supervisor:
         if found is None:
             return 0, None
         version, packed = found
-        packed = ray.get(packed[0], timeout=SERVER_LIMIT_S) if isinstance(packed, list) else packed
+        if isinstance(packed, list):
+            packed = ray.get(packed[0], timeout=SERVER_LIMIT_S)
         return version, wire.decode_params(packed).copy()
 
 
@@ -135,7 +136,7 @@ def main() -> int:
     os.umask(0o077)
     pipe = int(sys.argv[1])
     try:
-        outcome = supervise(receive(sys.stdin.fileno()), pipe)
+        outcome = supervise(receive_orders(sys.stdin.fileno()), pipe)
         send(pipe, outcome)
     except StarlingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
