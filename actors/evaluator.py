@@ -13,6 +13,7 @@ from actors.rollout import Forward
 from starling.errors import EnvError, check
 from starling.metrics import Clock, Meter
 from starling.params import Params
+from starling.state import State
 from starling.types import Acting, ParamSource, Progress
 
 HELD_OUT = 0xE7A1  # keeps the evaluation's seeds apart from every other use of the same number
@@ -116,6 +117,14 @@ class Evaluator:
         self._meter.gauge("version", version)
         self._meter.gauge("return_mean", evaluation.mean)
         return evaluation
+
+    def state(self) -> State:
+        """Return how far the evaluations are."""
+        return State(meta={"version": self._version, "best_mean": self._best_mean})
+
+    def restore(self, state: State) -> None:
+        """Go on with the evaluations of another."""
+        self._version, self._best_mean = state.meta["version"], state.meta["best_mean"]
 
     def stats(self) -> dict[str, Any]:
         """Return work, time shares and the last evaluation's mean."""

@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from actors.rollout import Rollout
 from starling.errors import check
 from starling.metrics import Clock, Meter
@@ -70,6 +72,12 @@ class Actor:
             self._ended.append(unroll.episodes)
         self._meter.enter("idle")
         return Progress(work=work)
+
+    def restart(self, seed: np.random.SeedSequence, generation: int) -> None:
+        """Begin anew in every copy, by parameters that are fetched first; what was played stays counted."""
+        self._rollout.restart(seed, generation)
+        self._version = 0
+        self._since_fetch = self._config.fetch_every
 
     def take(self) -> list[Columns]:
         """Return the figures of the episodes that ended since the last call."""

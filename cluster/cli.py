@@ -1,11 +1,13 @@
 """The command line: finds the command, runs it, and turns whatever goes wrong into one sentence and an exit code."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from starling.errors import ClusterError, StarlingError, UsageError
+from starling.failpoints import VARIABLE, arm
 
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
+        arm(os.environ.get(VARIABLE, ""))
         return _dispatch(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

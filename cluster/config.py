@@ -39,6 +39,20 @@ class GoalConfig:
         check(minutes is None or minutes > 0.0, f"max_minutes must be > 0, got {minutes}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is written down so that it can go on, and how much of that is kept."""
+
+    every: int = 5_000
+    """updates from one checkpoint to the next; 0: only when the run ends"""
+    keep: int = 3
+    """newest checkpoints that stay, beside the best"""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, f"checkpoint.every must be >= 0, got {self.every}")
+        check(self.keep >= 1, f"checkpoint.keep must be >= 1, got {self.keep}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(Generic[A]):
     """One run: what is learned, by whom, and until when. Checks between sections stand here."""
@@ -56,6 +70,7 @@ class Config(Generic[A]):
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     goal: GoalConfig = field(default_factory=GoalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, f"seed must be >= 0, got {self.seed}")

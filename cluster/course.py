@@ -10,6 +10,7 @@ from cluster.config import GoalConfig
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
 from starling.metrics import Clock
 from starling.params import Params
+from starling.state import State
 
 SAMPLE_EVERY_S = 1.0
 Reason = Literal["goal", "budget", "interrupted"]
@@ -17,12 +18,13 @@ Reason = Literal["goal", "budget", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """What a run had done before its supervisor was replaced."""
+    """What a run had done before it was resumed, or before its supervisor was replaced."""
 
     env_steps: int = 0
     updates: int = 0
     elapsed_s: float = 0.0
     best_mean: float | None = None
+    number: int = 0  # of its newest checkpoint
 
 
 class Course:
@@ -40,6 +42,8 @@ class Course:
         self._began: float | None = None
         self.env_steps, self.updates = past.env_steps, past.updates
         self.best_mean = past.best_mean
+        self.number = past.number
+        self._kept_at = past.updates
 
     def advance(self, env_steps: int, updates: int) -> None:
         """Set the run's two clocks; training begins with the first step of an environment."""
@@ -84,10 +88,27 @@ class Course:
         late = goal.max_minutes is not None and self.elapsed_s >= goal.max_minutes * 60.0
         return "budget" if late or self.env_steps >= goal.total_steps else None
 
-    def end(self, reason: Reason, version: int, params: Params | None) -> Outcome:
-        """Keep the last parameters, if there are any, and say how the run ended."""
-        if params is not None:
-            self._report(CheckpointDue(**self._at(), version=version, params=params, best=self.best_mean is None))
+    def checkpoint_due(self, every: int) -> bool:
+        """Say whether the next checkpoint's count of updates is reached; never for `every` 0."""
+        return every > 0 and self.updates // every > self._kept_at // every
+
+    def checkpoint(self, version: int, params: Params, roles: Mapping[str, State]) -> None:
+        """Have the run kept as it stands."""
+        self.number += 1
+        self._kept_at = self.updates
+        due = CheckpointDue(
+            **self._at(),
+            version=version,
+            params=params,
+            best=self.best_mean is None,
+            number=self.number,
+            best_mean=self.best_mean,
+            roles=roles,
+        )
+        self._report(due)
+
+    def end(self, reason: Reason, params: Params | None) -> Outcome:
+        """Say how the run ended, and with which parameters, if there are any."""
         return Outcome(
             reason=reason,
             env_steps=self.env_steps,

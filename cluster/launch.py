@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.config import Config
-from cluster.roles import Start, build_actor, build_evaluator, build_learner, build_param_server, build_shard
+from cluster.roles import FRESH, Start, build_actor, build_evaluator, build_learner, build_param_server, build_shard
 from starling.metrics import Clock
 from starling.spec import Spec
 
@@ -20,16 +20,16 @@ class Runtime(Protocol):
         """Declare a role with a loop and the roles that it talks to, and return its name."""
 
 
-def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, start: Start | None = None) -> None:
+def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
     """Actors insert into shards, the learner samples from all of them, and everybody follows the parameters."""
     shards = [
-        runtime.server("replay_server", shard, partial(build_shard, config, spec, shard, clock))
+        runtime.server("replay_server", shard, partial(build_shard, config, spec, shard, clock, start=start))
         for shard in range(config.replay.shards)
     ]
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_learner, config, spec, clock, start=start)
     runtime.loop("learner", 0, learn, source=shards, publisher=[params], params=[params])
     for actor in range(config.actor.num):
-        play = partial(build_actor, config, spec, actor, clock)
+        play = partial(build_actor, config, spec, actor, clock, start=start)
         runtime.loop("actor", actor, play, sink=[shards[actor % len(shards)]], params=[params])
-    runtime.loop("evaluator", 0, partial(build_evaluator, config, spec, clock), params=[params])
+    runtime.loop("evaluator", 0, partial(build_evaluator, config, spec, clock, start=start), params=[params])

@@ -1,17 +1,30 @@
 """The local runtime: every role in this process, scheduled by counts alone, so that a seed repeats a run bit by bit."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from actors.envs import measure_spec
 from cluster import launch
 from cluster.config import Config
-from cluster.course import Course, Past
+from cluster.course import Course
 from cluster.report import Event, Outcome
+from cluster.roles import FRESH, Start, actor_seed
 from replay_server.local import LocalReplay, LocalSink
 from starling.errors import StuckError
 from starling.metrics import Clock
+from starling.state import State
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A role that is more than its settings and its neighbours."""
+
+    def state(self) -> State:
+        """Return what it is now."""
+
+    def restore(self, state: State) -> None:
+        """Become that again."""
 
 
 class LocalRuntime:
@@ -52,6 +65,20 @@ class LocalRuntime:
             course.hear(0, evaluator.take())
         course.sample(lambda: {name: role.stats() for name, role in self.roles.items()}, now=last)
 
+    def states(self) -> dict[str, State]:
+        """Return the state of every role that has one."""
+        return {name: role.state() for name, role in self.roles.items() if isinstance(role, Lasting)}
+
+    def begin_again(self, states: Mapping[str, State], config: Config[Any], number: int) -> None:
+        """Put every role where it is when a run is resumed from checkpoint `number`.
+
+        The run that goes on does this too, so nothing that a checkpoint leaves out can make a difference.
+        """
+        for name, state in states.items():
+            self.roles[name].restore(state)
+        for index, actor in enumerate(self.of("actor")):
+            actor.restart(*actor_seed(config, index, number))
+
     def close(self) -> None:
         """Let go of every environment."""
         for role in self.of("actor") + self.of("evaluator"):
@@ -71,18 +98,22 @@ def run_local(
     report: Callable[[Event], None],
     stopped: Callable[[], bool] = lambda: False,
     clock: Clock = time.monotonic,
+    start: Start = FRESH,
 ) -> Outcome:
     """Turn the roles until the goal is reached, a budget is spent, or somebody asks to stop."""
     runtime = LocalRuntime()
-    launch.replay(runtime, config, measure_spec(config.env), clock)
+    launch.replay(runtime, config, measure_spec(config.env), clock, start)
     (learner,), actors = runtime.of("learner"), runtime.of("actor")
-    course = Course(config.goal, report, clock, Past())
-    reason = None
-    while reason is None:
+    course = Course(config.goal, report, clock, start.past)
+    while (reason := course.over(stopped())) is None:
         runtime.turn()
-        course.advance(sum(actor.env_steps for actor in actors), learner.updates)
+        course.advance(sum(actor.env_steps for actor in actors), learner.updates - start.past.updates)
         runtime.tell(course)
-        reason = course.over(stopped())
+        if course.checkpoint_due(config.checkpoint.every) and not course.over(stopped=False):
+            states = runtime.states()
+            course.checkpoint(learner.version, learner.params(), states)
+            runtime.begin_again(states, config, course.number)
     runtime.tell(course, last=True)
+    course.checkpoint(learner.version, learner.params(), runtime.states())
     runtime.close()
-    return course.end(reason, learner.version, learner.params())
+    return course.end(reason, learner.params())

@@ -1,10 +1,11 @@
 """What a runtime reports while it makes a run: to whoever records it (`cluster.reporter`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from starling.params import Params
+from starling.state import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class EvaluationDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointDue:
-    """Parameters to keep; `best` when no evaluation before had a larger mean."""
+    """Something to keep: the run as it stands, or the parameters alone of the `best` evaluation so far."""
 
     elapsed_s: float
     version: int
@@ -52,6 +53,9 @@ class CheckpointDue:
     params: Params
     best: bool
     mean: float | None = None  # of its evaluation
+    number: int = 0  # of the checkpoint, from 1; 0: parameters alone
+    best_mean: float | None = None  # of the run so far
+    roles: Mapping[str, State] = field(default_factory=dict)  # by name, all that the run needs to go on; or nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,13 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from cluster.checkpoints import Checkpoint
+from cluster.config import Config
 from cluster.figures import Figures, figures
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
+from cluster.resume import fixed_settings
 from cluster.rows import as_row
 from cluster.run_folder import RunFolder
 
@@ -20,6 +23,9 @@ class View(Protocol):
 
     def evaluated(self, evaluation: EvaluationDone) -> None:
         """Show an evaluation."""
+
+    def warned(self, sentence: str) -> None:
+        """Say what went wrong while the run goes on."""
 
     def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:
         """Say how the run ended, and where its best checkpoint is."""
@@ -41,12 +47,20 @@ class Scalars(Protocol):
 class Reporter:
     """Puts each event where it belongs. Called from the runtime's one thread; nothing here waits but for the disk."""
 
-    def __init__(self, folder: RunFolder, view: View, scalars: Scalars) -> None:
+    def __init__(self, folder: RunFolder, view: View, scalars: Scalars, config: Config[Any]) -> None:
         self._folder = folder
         self._view = view
         self._scalars = scalars
+        self._settings = fixed_settings(config)
+        self._keep = config.checkpoint.keep
         self._last: Sample | None = None
         self._best: Path | None = None
+        self._owed: dict[bool, CheckpointDue] = {}  # the newest to go on from, and the best parameters alone
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the disk has taken every checkpoint that was due, or a later one instead."""
+        return not self._owed
 
     def __call__(self, event: Event) -> None:
         """Record an event and show it."""
@@ -87,8 +101,28 @@ class Reporter:
         self._view.sampled(sample, derived)
 
     def _checkpoint(self, event: CheckpointDue) -> None:
-        facts = {key: value for key, value in as_row(event).items() if key not in ("params", "best")}
-        path = self._folder.checkpoints.save(event.params, facts, best=event.best)
-        if event.best or self._best is None:
+        """Save what is due, and what the disk refused before; training goes on whatever it says."""
+        self._owed.pop(bool(event.roles), None)
+        self._owed[bool(event.roles)] = event
+        for kind, due in list(self._owed.items()):
+            try:
+                self._save(due)
+            except OSError as error:
+                said = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+                self._folder.add_event({"event": "checkpoint_failed", **_facts(due), "error": said})
+                self._view.warned(f"checkpoint of update {due.updates} NOT saved: {said}; the next one tries again")
+            else:
+                del self._owed[kind]
+
+    def _save(self, due: CheckpointDue) -> None:
+        facts = {**_facts(due), "settings": self._settings} if due.roles else _facts(due)
+        saved = Checkpoint(params=due.params, facts=facts, roles=due.roles)
+        path = self._folder.checkpoints.save(saved, best=due.best)
+        if due.best or self._best is None:
             self._best = path
-        self._folder.add_event({"event": "checkpoint", **facts, "best": event.best, "path": path.name})
+        self._folder.add_event({"event": "checkpoint", **_facts(due), "best": due.best, "path": path.name})
+        self._folder.checkpoints.prune(self._keep)
+
+
+def _facts(due: CheckpointDue) -> dict[str, Any]:
+    return {key: value for key, value in as_row(due).items() if key not in ("params", "best", "roles")}

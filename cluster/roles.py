@@ -1,7 +1,8 @@
 """How each role is made from a run's settings and its neighbours: the same for every runtime."""
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from actors.evaluator import Evaluator
 from actors.rollout import Rollout
 from actors.worker import Actor
 from cluster.config import Config, algorithm_name
+from cluster.course import Past
 from param_server.server import ParamServer
 from replay_server.router import Router
 from replay_server.shard import ReplayShard
@@ -19,7 +21,8 @@ from starling.metrics import Clock
 from starling.networks.forward import build_forward
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Algorithm, ParamSink, ParamSource, Place, ReplaySink, ReplaySource
+from starling.state import State
+from starling.types import Algorithm, Columns, ParamSink, ParamSource, Place, ReplaySink, ReplaySource
 
 ACTOR, SHARD, ROUTER, LEARNER = range(4)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
@@ -27,12 +30,30 @@ ACTOR, SHARD, ROUTER, LEARNER = range(4)
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
 
 
-class Start(NamedTuple):
-    """Where a learner goes on from."""
+class Newest(NamedTuple):
+    """Where a learner goes on from that takes a dead one's place."""
 
     version: int
     updates: int
     params: Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where the first incarnations of a run's roles begin: at nothing, at a checkpoint, or with parameters alone."""
+
+    past: Past = field(default_factory=Past)
+    roles: Mapping[str, State] = field(default_factory=dict)
+    arrays: Columns = field(default_factory=dict)  # of networks, by name: what a new run begins with
+    newest: Newest | None = None
+
+    def restore(self, name: str, role: Any, generation: int) -> None:
+        """Hand a role its state, if it is the one that the state was kept for."""
+        if name in self.roles and not generation:
+            role.restore(self.roles[name])
+
+
+FRESH = Start()
 
 
 def build_algorithm(config: Config[Any]) -> Algorithm:
@@ -45,12 +66,25 @@ def seed_of(config: Config[Any], role: int, index: int = 0, generation: int = 0)
     return np.random.SeedSequence(config.seed, spawn_key=(role, index, generation))
 
 
-def build_shard(config: Config[Any], spec: Spec, index: int, clock: Clock, generation: int = 0) -> ReplayShard:
+def actor_seed(config: Config[Any], index: int, number: int, generation: int = 0) -> tuple[np.random.SeedSequence, int]:
+    """Return with which seed and as which generation an actor begins after checkpoint `number`.
+
+    Unrolls of a later one are told from those of all before, whoever sent them.
+    """
+    incarnation = (number << 16) + generation
+    return seed_of(config, ACTOR, index, incarnation), incarnation
+
+
+def build_shard(
+    config: Config[Any], spec: Spec, index: int, clock: Clock, generation: int = 0, start: Start = FRESH
+) -> ReplayShard:
     """Return shard number `index`; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
     first_key = generation << 40
-    return ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, first_key)
+    shard = ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, first_key)
+    start.restore(f"replay_server[{index}]", shard, generation)
+    return shard
 
 
 def build_param_server(clock: Clock, generation: int = 0) -> ParamServer:
@@ -66,6 +100,7 @@ def build_actor(
     sink: ReplaySink,
     params: ParamSource,
     generation: int = 0,
+    start: Start = FRESH,
 ) -> Actor:
     """Return actor number `index` with environment copies of its own."""
     algorithm = build_algorithm(config)
@@ -74,8 +109,7 @@ def build_actor(
         algorithm,
         build_forward(algorithm.acting(spec), spec),
         Place(index, config.actor.num, config.env.copies),
-        seed_of(config, ACTOR, index, generation),
-        generation,
+        *actor_seed(config, index, start.past.number, generation),
     )
     return Actor(config.actor, rollout, sink, params, clock)
 
@@ -88,7 +122,7 @@ def build_learner(
     publisher: ParamSink,
     params: ParamSource,
     generation: int = 0,
-    start: Start | None = None,
+    start: Start = FRESH,
     batches_per_request: int = 1,
 ) -> Any:
     """Return the learner and the router through which it samples."""
@@ -104,30 +138,31 @@ def build_learner(
     router = Router(source, config.replay, batch_size, router_rng, clock, batches_per_request=batches_per_request)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
     learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
-    if generation:
-        start = _newest(params, config) or start
-    if start is not None:
-        learner.begin_from(start.params, start.version, start.updates)
+    learner.initialise(start.arrays)
+    start.restore("learner[0]", learner, generation)
+    newest = (_newest(params, config) if generation else None) or start.newest
+    if newest is not None:
+        learner.begin_from(newest.params, newest.version, newest.updates)
     return learner
 
 
-def _newest(params: ParamSource, config: Config[Any]) -> Start | None:
+def _newest(params: ParamSource, config: Config[Any]) -> Newest | None:
     """Return what a learner that died had published; without it the successor begins anew."""
     for _ in range(NEWEST_TRIES):
         if fresh := params.fetch(newer_than=0):
             version, published = fresh
-            return Start(version, version * config.learner.publish_every, published)
+            return Newest(version, version * config.learner.publish_every, published)
         time.sleep(NEWEST_EVERY_S)
     return None
 
 
 def build_evaluator(
-    config: Config[Any], spec: Spec, clock: Clock, params: ParamSource, generation: int = 0
+    config: Config[Any], spec: Spec, clock: Clock, params: ParamSource, generation: int = 0, start: Start = FRESH
 ) -> Evaluator:
     """Return the evaluator with environment copies of its own."""
     algorithm = build_algorithm(config)
     forward = build_forward(algorithm.acting(spec), spec)
-    return Evaluator(
+    evaluator = Evaluator(
         config.evaluator,
         make_copies(replace(config.env, copies=config.evaluator.copies)),
         algorithm,
@@ -135,3 +170,5 @@ def build_evaluator(
         params,
         clock,
     )
+    start.restore("evaluator[0]", evaluator, generation)
+    return evaluator

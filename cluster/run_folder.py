@@ -2,18 +2,20 @@
 
 import csv
 import fcntl
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from cluster.checkpoints import Checkpoints, Which, load_checkpoint, read_json
-from cluster.rows import json_line
+from cluster.rows import Rows, json_line
 from starling.config import did_you_mean, shown
 from starling.errors import RunError, check
+from starling.failpoints import reach
 from starling.params import Params
 
 EPISODE = ("elapsed_s", "env_steps", "actor", "return", "length")
@@ -27,10 +29,11 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._lock = lock
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = (path / "events.jsonl").open("a", encoding="utf-8")
-        self._episodes = (path / "episodes.csv").open("a", encoding="utf-8", newline="")
-        csv.writer(self._episodes).writerow(EPISODE)
+        self._metrics = Rows(path / "metrics.jsonl")
+        self._events = Rows(path / "events.jsonl")
+        self._episodes = Rows(path / "episodes.csv")
+        if self._episodes.is_empty:
+            self._add_episodes([EPISODE])
 
     @classmethod
     def create(cls, runs: Path, name: str, config: str, env: Mapping[str, Any]) -> Self:
@@ -43,22 +46,40 @@ class RunFolder:
             check(not path.is_dir(), f"run must be a new name, got {name}, which {runs} already holds")
             raise RunError(f"{path} cannot be made: {error.strerror}") from None
         lock = _lock(path)
+        reach("run.before_config")
         (path / "config.toml").write_text(config, "utf-8")
+        reach("run.before_env")
         (path / "env.json").write_text(f"{json.dumps(env, indent=2)}\n", "utf-8")  # last: it makes the folder a run
         return cls(path, lock)
 
+    @classmethod
+    def reopen(cls, run: "Run") -> Self:
+        """Lock the folder of a run that goes on; its rows follow those that are there."""
+        return cls(run.path, _lock(run.path))
+
+    def change_config(self, config: str) -> None:
+        """Replace the settings by those that the run goes on with."""
+        unfinished = self.path / ".config.toml"
+        unfinished.write_text(config, "utf-8")
+        reach("run.before_new_config")
+        unfinished.replace(self.path / "config.toml")
+
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to `metrics.jsonl`."""
-        _append(self._metrics, row)
+        self._metrics.add(f"{json_line(row)}\n")
 
     def add_event(self, row: Mapping[str, Any]) -> None:
         """Append a row to `events.jsonl`."""
-        _append(self._events, row)
+        self._events.add(f"{json_line(row)}\n")
 
     def add_episodes(self, rows: Iterable[tuple[float, int, int, float, int]]) -> None:
         """Append rows of `EPISODE` to `episodes.csv`."""
-        csv.writer(self._episodes).writerows(rows)
-        self._episodes.flush()
+        self._add_episodes(rows)
+
+    def _add_episodes(self, rows: Iterable[Sequence[Any]]) -> None:
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        self._episodes.add(lines.getvalue())
 
     def close(self) -> None:
         """Release the lock; the folder stays."""
@@ -178,8 +199,3 @@ def _lock(path: Path) -> IO[str]:
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
-
-
-def _append(file: IO[str], row: Mapping[str, Any]) -> None:
-    file.write(f"{json_line(row)}\n")
-    file.flush()

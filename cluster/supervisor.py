@@ -25,7 +25,7 @@ from cluster.launcher import REFUSED
 from cluster.members import Members
 from cluster.ray_node import FOLDER, MARK, open_listeners, processes_marked
 from cluster.report import Outcome
-from cluster.roles import Start
+from cluster.roles import Newest, Start
 from starling import wire
 from starling.errors import ClusterError, StarlingError
 from starling.params import Params
@@ -55,7 +55,9 @@ class Supervisor:
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
         version, params = self._newest()
-        return self._course.end(reason, version, params)
+        if params is not None:
+            self._course.checkpoint(version, params, {})
+        return self._course.end(reason, params)
 
     def _hear(self, beats: dict[str, Any]) -> None:
         self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
@@ -126,8 +128,8 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
     )
     course = Course(config.goal, partial(send, pipe), time.monotonic, past)
     members = Members(time.monotonic, course.note)
-    start = None if orders.params is None else Start(orders.version, orders.updates, orders.params)
-    launch.replay(members, config, spec, time.monotonic, start)
+    newest = None if orders.params is None else Newest(orders.version, orders.updates, orders.params)
+    launch.replay(members, config, spec, time.monotonic, Start(newest=newest))
     return Supervisor(members, course).run(stopped)
 
 

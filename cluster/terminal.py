@@ -47,6 +47,10 @@ class LiveView:
         """Keep the return for the next drawing."""
         self._board.evaluated(evaluation)
 
+    def warned(self, sentence: str) -> None:
+        """Print above the table."""
+        _print(self._console, sentence)
+
     def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:
         """Leave the last table standing, and say how the run ended."""
         self.close()
@@ -76,6 +80,10 @@ class PlainView:
         """Keep the return for the next line."""
         self._evaluation = evaluation
 
+    def warned(self, sentence: str) -> None:
+        """Print it at once."""
+        _print(self._console, sentence)
+
     def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:
         """Say how the run ended."""
         _print(self._console, *ending(outcome, self._subject, checkpoint))
@@ -99,6 +107,10 @@ class JsonView:
         """Print an evaluation."""
         _print(self._console, json_line({"event": "evaluation", **as_row(evaluation)}))
 
+    def warned(self, sentence: str) -> None:
+        """Print what went wrong."""
+        _print(self._console, json_line({"event": "warning", "what": sentence}))
+
     def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:
         """Print the outcome."""
         where = str(checkpoint) if checkpoint else None
@@ -115,6 +127,9 @@ class QuietView:
         """Say nothing."""
 
     def evaluated(self, evaluation: EvaluationDone) -> None:
+        """Say nothing."""
+
+    def warned(self, sentence: str) -> None:
         """Say nothing."""
 
     def ended(self, outcome: Outcome, checkpoint: Path | None) -> None:

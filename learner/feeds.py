@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starling.state import State
 from starling.types import Array, Batch, Columns, Sampled, WindowSource
 
 OWN_FIELDS = ("obs", "action", "reward", "terminated", "truncated", "valid", "version")
@@ -35,6 +36,15 @@ class ReplayFeed:
         if isinstance(sampled, str):
             return sampled
         return to_batch(sampled.columns, sampled.weights, self._device), sampled
+
+    def state(self) -> State:
+        """Return the account of what was taken."""
+        state: State = self._source.state()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on with another's account."""
+        self._source.restore(state)
 
     def update_priorities(self, sampled: Sampled, priorities: Tensor) -> None:
         """Send a batch's new priorities to where its windows are."""

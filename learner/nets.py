@@ -11,7 +11,8 @@ from starling.networks import Network
 from starling.networks.modules import build_modules
 from starling.params import Layout, Params
 from starling.spec import Spec
-from starling.types import Target
+from starling.state import State, require_same
+from starling.types import Array, Target
 
 
 class LearnerNets:
@@ -81,6 +82,36 @@ class LearnerNets:
             for target, (_, flat) in self._targets.values():
                 flat.copy_(self.vectors[target.of])
 
+    def load_some(self, arrays: Mapping[str, Array]) -> None:
+        """Take over the values of single arrays by name; the targets follow at once."""
+        with torch.no_grad():
+            for name, span, shape in self.layout.spans():
+                if name in arrays:
+                    assert arrays[name].shape == shape, "another network's parameters"
+                    self.flat[span].copy_(torch.tensor(arrays[name]).view(-1))
+            for target, (_, flat) in self._targets.values():
+                flat.copy_(self.vectors[target.of])
+
+    def state(self) -> State:
+        """Return every network by the names of its arrays, and each target as it lies."""
+        arrays = {name: _numpy(self.flat[span]).reshape(shape) for name, span, shape in self.layout.spans()}
+        return (
+            State(arrays)
+            .within("networks")
+            .and_(State({name: _numpy(flat) for name, (_, (_, flat)) in self._targets.items()}).within("targets"))
+        )
+
+    def restore(self, state: State) -> None:
+        """Take over all networks and targets."""
+        params = Params.of(state.under("networks").arrays)
+        require_same("networks", params.layout.entries, self.layout.entries)
+        targets = state.under("targets").arrays
+        require_same("target networks", sorted(targets), sorted(self._targets))
+        with torch.no_grad():
+            self.flat.copy_(torch.from_numpy(params.buffer))
+            for name, (_, (_, flat)) in self._targets.items():
+                flat.copy_(torch.tensor(targets[name]))
+
     def _target(
         self, target: Target, networks: Mapping[str, Network], spec: Spec, device: torch.device
     ) -> tuple[nn.Module, Tensor]:
@@ -88,6 +119,11 @@ class LearnerNets:
         flat = self.vectors[target.of].detach().clone()
         _move_into(module, flat, None)
         return module, flat
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().to("cpu", copy=True).numpy()
+    return array
 
 
 def _move_into(module: nn.Module, values: Tensor, gradients: Tensor | None) -> None:

@@ -1,12 +1,14 @@
 """One optimizer for each group of networks, with clipping and refusal of what is not finite."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learner.config import OptimizerConfig
 from learner.nets import LearnerNets
+from starling.state import State
 from starling.types import Group
 
 
@@ -35,6 +37,31 @@ class Optimizers:
                 torch.nn.utils.clip_grads_with_norm_(self._vectors(name), self._config.clip_norm, norms[name])
             self._optimizers[name].step()
         return True
+
+    def state(self) -> State:
+        """Return what the optimizers have gathered: moments and counts, by group, network and name."""
+        arrays = {
+            f"{group}/{network}/{name}": tensor.detach().to("cpu", copy=True).numpy()
+            for group, network, kept in self._kept()
+            for name, tensor in kept.items()
+            if isinstance(tensor, Tensor)
+        }
+        return State(arrays)
+
+    def restore(self, state: State) -> None:
+        """Take over what others of the same kind have gathered; one that has not stepped yet has nothing."""
+        for group, network, kept in self._kept():
+            kept.clear()
+            vector = self._nets.vectors[network]
+            start = f"{group}/{network}/"
+            for name, array in state.arrays.items():
+                if name.startswith(start):
+                    kept[name.removeprefix(start)] = torch.tensor(array, device=vector.device)
+
+    def _kept(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for group, optimizer in self._optimizers.items():
+            for network in self._groups[group].networks:
+                yield group, network, optimizer.state[self._nets.vectors[network]]
 
     def _norm(self, name: str) -> Tensor:
         return torch.nn.utils.get_total_norm([v.grad for v in self._vectors(name) if v.grad is not None])

@@ -1,5 +1,6 @@
 """The learner: batches in, updates, priorities and new versions of the parameters out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from starling.errors import RoleError, check
 from starling.metrics import Clock, Meter
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Algorithm, ParamSink, Progress, Sampled, WindowSource
+from starling.state import State
+from starling.types import Algorithm, Array, ParamSink, Progress, Sampled, WindowSource
 
 MAX_BAD_BATCHES = 10  # in a row; one is noise, ten are a broken run
 
@@ -65,6 +67,29 @@ class Learner:
         """Take over published parameters; the next version is above theirs, so that versions only grow."""
         self.nets.load(params)
         self.version, self.updates = version, updates
+
+    def initialise(self, arrays: Mapping[str, Array]) -> None:
+        """Begin with these values where networks have arrays of these names."""
+        self.nets.load_some(arrays)
+
+    def state(self) -> State:
+        """Return all that training changes, the account of its source included. Called between steps."""
+        own = {"updates": self.updates, "version": self.version, "bad_in_a_row": self._bad_in_a_row}
+        parts = {"nets": self.nets.state(), "optimizers": self._optimizers.state(), "source": self._feed.state()}
+        state = State({"generator": self._generator.get_state().numpy().copy()}, own)
+        for name, part in parts.items():
+            state = state.and_(part.within(name))
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; the next step publishes it first, under a new version."""
+        self.nets.restore(state.under("nets"))
+        self._optimizers.restore(state.under("optimizers"))
+        self._feed.restore(state.under("source"))
+        self._generator.set_state(torch.tensor(state.arrays["generator"]))
+        self.updates, self.version = state.meta["updates"], state.meta["version"]
+        self._bad_in_a_row = state.meta["bad_in_a_row"]
+        self._published = False
 
     def params(self) -> Params:
         """Return a copy of what actors need."""

@@ -14,6 +14,7 @@ from replay_server.priorities import largest
 from replay_server.rate_limiter import RateLimiter, insert_limits
 from replay_server.sharding import allocate, importance_weights
 from starling.metrics import Clock, Meter
+from starling.state import State, require_same, rng_meta, set_rng
 from starling.types import ReplaySource, Sampled, SampleReply, SampleRequest, Ticket
 
 Changed = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -91,6 +92,35 @@ class Router:
             here = ticket.shards == shard
             changed.append((ticket.keys[here], priorities[here]))
 
+    def state(self) -> State:
+        """Return the account as if all that is in flight or ready had never been asked for."""
+        drawn = {id(draw): draw for asked in self._asked for draw in asked if draw is not None}
+        back = sum(int(draw.asked.sum()) for draw in drawn.values()) + sum(len(s.ticket.keys) for s in self._ready)
+        arrays = {"masses": self._masses.copy(), "sizes": self._sizes.copy()}
+        for shard, changed in enumerate(self._changed):
+            arrays[f"changed/{shard}/keys"], arrays[f"changed/{shard}/priorities"] = _behind_one_another(changed)
+        meta = {
+            "sampled": self._sampled - back,
+            "inserted": list(self._inserted),
+            "largest_priority": self._largest_priority,
+            "rng": rng_meta(self._rng),
+        }
+        return State(arrays, meta)
+
+    def restore(self, state: State) -> None:
+        """Go on with an account; called while nothing is in flight. What is ready is dropped."""
+        assert not any(self._asked), "nothing may be in flight"
+        require_same("replay shards", len(state.meta["inserted"]), len(self._inserted))
+        self._ready.clear()
+        self._masses, self._sizes = state.arrays["masses"].copy(), state.arrays["sizes"].copy()
+        for shard in range(len(self._changed)):
+            keys, priorities = (state.arrays[f"changed/{shard}/{name}"] for name in ("keys", "priorities"))
+            self._changed[shard] = [(keys, priorities)]
+        self._sampled = state.meta["sampled"]
+        self._inserted = list(state.meta["inserted"])
+        self._largest_priority = state.meta["largest_priority"]
+        set_rng(self._rng, state.meta["rng"])
+
     def stats(self) -> dict[str, Any]:
         """Return what was sampled, and against how much was inserted."""
         gauges = {
@@ -141,11 +171,12 @@ class Router:
         return insert_limits(self._limiter.insert_limit(self._sampled), self._inserted)
 
     def _send(self, shard: int, counts: list[int], limit: int, draw: Draw | None) -> None:
-        changed, self._changed[shard] = self._changed[shard], []
+        keys, priorities = _behind_one_another(self._changed[shard])
+        self._changed[shard] = []
         request = SampleRequest(
             counts=counts,
-            keys=np.concatenate([np.empty(0, np.int64), *(keys for keys, _ in changed)]),
-            priorities=np.concatenate([np.empty(0), *(priorities for _, priorities in changed)]),
+            keys=keys,
+            priorities=priorities,
             insert_limit=limit,
             largest_priority=self._largest_priority,
         )
@@ -197,6 +228,11 @@ class Router:
             f"learner waits for windows: {self._sampled} sampled, {inserted} inserted, "
             f"replay.samples_per_insert is {config.samples_per_insert}"
         )
+
+
+def _behind_one_another(changed: list[Changed]) -> Changed:
+    keys = np.concatenate([np.empty(0, np.int64), *(keys for keys, _ in changed)])
+    return keys, np.concatenate([np.empty(0), *(priorities for _, priorities in changed)])
 
 
 def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts: list[slice]) -> Sampled:

@@ -13,6 +13,7 @@ from replay_server.streams import Rows, Stream
 from replay_server.sum_tree import SumTree
 from starling.metrics import Clock, Meter
 from starling.spec import ArraySpec, Spec
+from starling.state import State, rng_meta, set_rng
 from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 from starling.windows import Window, completed
 
@@ -87,6 +88,33 @@ class ReplayShard:
         self._meter.count("windows_sampled", len(slots))
         self._meter.enter("idle")
         return reply
+
+    def state(self) -> State:
+        """Return every window that can be drawn, and the account.
+
+        No stream: whoever writes after a restart begins new ones, so windows that are not whole never will be.
+        """
+        alive = self._storage.slots(np.arange(self._storage.oldest, self._storage.end))
+        meta = {
+            "size": self._size,
+            "inserted": self._inserted,
+            "insert_limit": self._insert_limit,
+            "largest": self._largest,
+            "rng": rng_meta(self._rng),
+        }
+        return State({"masses": self._tree.get(alive)}, meta).and_(self._storage.state().within("storage"))
+
+    def restore(self, state: State) -> None:
+        """Hold what another shard of the same settings held."""
+        self._storage.restore(state.under("storage"))
+        alive = self._storage.slots(np.arange(self._storage.oldest, self._storage.end))
+        masses = np.zeros(self._storage.capacity)
+        masses[alive] = state.arrays["masses"]
+        self._tree.set(np.arange(self._storage.capacity), masses)
+        self._streams = {}
+        self._size, self._inserted = state.meta["size"], state.meta["inserted"]
+        self._insert_limit, self._largest = state.meta["insert_limit"], state.meta["largest"]
+        set_rng(self._rng, state.meta["rng"])
 
     def stats(self) -> dict[str, Any]:
         """Return what this shard has done and holds."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from starling.errors import check
 from starling.spec import ArraySpec, Spec
+from starling.state import State, require_same
 from starling.types import Array, Columns, Unroll
 from starling.windows import Window
 
@@ -110,6 +111,24 @@ class Storage:
         columns["valid"] = rows[1:] != steps
         return columns
 
+    def state(self) -> State:
+        """Return the rows that are alive, the oldest first."""
+        slots = self.slots(np.arange(self.oldest, self.end))
+        arrays = {name: column[slots] for name, column in self._columns.items()}
+        meta = {"capacity": self.capacity, "first_key": self._first_key, "end": self.end}
+        return State({"next": self._next[slots]}, meta).and_(State(arrays).within("columns"))
+
+    def restore(self, state: State) -> None:
+        """Hold the rows of another storage of the same size, under their keys."""
+        columns = state.under("columns").arrays
+        require_same("rows of a shard", state.meta["capacity"], self.capacity)
+        require_same("stored columns", _kinds(columns), _kinds(self._columns))
+        self._first_key, self.end = state.meta["first_key"], state.meta["end"]
+        slots = self.slots(np.arange(self.oldest, self.end))
+        for name, column in self._columns.items():
+            column[slots] = columns[name]
+        self._next[slots] = state.arrays["next"]
+
     def _write(self, column: Array, first: int, rows: Array) -> None:
         start = first % self.capacity
         fit = min(len(rows), self.capacity - start)
@@ -121,6 +140,10 @@ class Storage:
             rows <= self.capacity,
             f"replay.capacity must be >= {rows} steps in each shard (one unroll of its actors), got {self.capacity}",
         )
+
+
+def _kinds(columns: Columns) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (column.dtype.str, column.shape[1:]) for name, column in sorted(columns.items())}
 
 
 def _rows(column: Array, which: NDArray[np.intp] | None) -> Array:

@@ -5,22 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.checkpoints import Checkpoints, load_checkpoint
+from cluster.checkpoints import Checkpoint
+from cluster.rows import Rows
 from cluster.run_folder import Run, RunFolder, find_run, find_runs, free_name, load_params
 from starling.errors import ConfigError, RunError
 from starling.params import Params
-
-
-class PowerCut:
-    """Lets so many syncs pass, and then the power goes."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, descriptor: int) -> None:
-        if self.left == 0:
-            raise OSError("power")
-        self.left -= 1
 
 
 def params_of(value: float) -> Params:
@@ -31,94 +20,16 @@ def folder_at(runs: Path, name: str = "a", started: str = "2026-01-01") -> RunFo
     return RunFolder.create(runs, name, "seed = 0\n", {"started": started})
 
 
-def facts(updates: int) -> dict[str, int]:
-    return {"version": 1, "updates": updates, "env_steps": 10 * updates}
-
-
 def test_parameters_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    facts = {"version": 1, "updates": 7, "env_steps": 70}
     with folder_at(tmp_path) as folder:
-        folder.checkpoints.save(params_of(1.0), facts(7), best=True)
+        folder.checkpoints.save(Checkpoint(params=params_of(1.0), facts=facts), best=True)
 
     params, manifest = load_params(Run(tmp_path / "a"))
 
     assert params.layout == params_of(1.0).layout
     assert np.array_equal(params.buffer, params_of(1.0).buffer)
-    assert (manifest["version"], manifest["updates"], manifest["env_steps"]) == (1, 7, 70)
-
-
-def test_best_stays_where_it_is_while_latest_goes_on(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-
-    checkpoints.save(params_of(1.0), facts(1), best=True)
-    checkpoints.save(params_of(2.0), facts(2))
-
-    assert load_checkpoint(tmp_path / "checkpoints", "best")[1]["updates"] == 1
-    assert load_checkpoint(tmp_path / "checkpoints", "latest")[1]["updates"] == 2
-
-
-def test_the_same_parameters_are_kept_once_and_others_at_the_same_count_beside_them(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-
-    paths = [checkpoints.save(params_of(value), facts(5), best=value == 1.0) for value in (1.0, 1.0, 2.0)]
-
-    assert [path.name for path in paths] == ["step-5", "step-5", "step-5.1"]
-    assert load_checkpoint(tmp_path / "checkpoints", "best")[0].buffer[0] == 1.0
-    assert load_checkpoint(tmp_path / "checkpoints", "latest")[0].buffer[0] == 2.0
-
-
-@pytest.mark.parametrize("after", range(8))
-def test_when_the_power_goes_the_pointers_name_something_whole(after: int, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints"
-    Checkpoints(path).save(params_of(1.0), facts(1), best=True)
-
-    with pytest.raises(OSError, match="power"):
-        Checkpoints(path, PowerCut(after)).save(params_of(2.0), facts(2), best=True)
-
-    values = {load_checkpoint(path, "latest")[0].buffer[0], load_checkpoint(path, "best")[0].buffer[0]}
-    assert values <= {1.0, 2.0}
-    Checkpoints(path).save(params_of(2.0), facts(2), best=True)
-    assert load_checkpoint(path, "best")[0].buffer[0] == 2.0
-
-
-def test_no_flipped_bit_is_ever_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints"
-    whole = Checkpoints(path).save(params_of(1.0), facts(1), best=True) / "params.safetensors"
-    data = whole.read_bytes()
-
-    for place in range(len(data)):
-        whole.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(RunError, match=r"params\.safetensors is damaged"):
-            load_checkpoint(path, "best")
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "sentence"),
-    [
-        ("step-1/manifest.json", "{", "is damaged: it is not JSON"),
-        ("step-1/manifest.json", "[]", "is damaged: it is not a table"),
-        ("step-1/manifest.json", '{"schema": 99}', "has schema 99, and this Starling reads 1"),
-        ("BEST", "../../etc", "must name a checkpoint, got '../../etc'"),
-        ("BEST", "step-9", r"step-9/manifest\.json cannot be read: No such file"),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_by_name(file: str, content: str, sentence: str, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints"
-    Checkpoints(path).save(params_of(1.0), facts(1), best=True)
-
-    (path / file).write_text(content)
-
-    with pytest.raises(RunError, match=sentence):
-        load_checkpoint(path, "best")
-
-
-def test_a_layout_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints"
-    manifest = Checkpoints(path).save(params_of(1.0), facts(1), best=True) / "manifest.json"
-
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "layout": [["q.weight", [9, 9]]]}))
-
-    with pytest.raises(RunError, match="do not have the layout"):
-        load_checkpoint(path, "best")
+    assert {name: manifest[name] for name in facts} == facts
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
@@ -208,3 +119,54 @@ def test_half_a_row_of_a_killed_writer_is_not_read(tmp_path: Path) -> None:
 
     assert Run(tmp_path / "a").last("metrics.jsonl") == {"steps": 1}
     assert Run(tmp_path / "a").last("events.jsonl") == {}
+
+
+def test_half_a_row_is_cut_off_before_the_next_one_is_written(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text('{"a": 1}\n{"a": 2')
+
+    rows = Rows(tmp_path / "rows")
+    rows.add('{"a": 3}\n')
+    rows.close()
+
+    assert (tmp_path / "rows").read_text() == '{"a": 1}\n{"a": 3}\n'
+
+
+class FullDisk:
+    """Takes so many bytes, and no more until there is room again."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def __call__(self, descriptor: int, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        written = os.write(descriptor, data[: self.room])
+        self.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 1, 5, 6, 20])
+def test_rows_wait_for_room_and_none_is_torn(room: int, tmp_path: Path) -> None:
+    disk = FullDisk(room)
+    rows = Rows(tmp_path / "rows", disk)
+
+    for row in range(10):
+        rows.add(f"row {row}\n")
+    disk.room = 10**6
+    rows.close()
+
+    assert (tmp_path / "rows").read_text() == "".join(f"row {row}\n" for row in range(10))
+
+
+def test_of_more_rows_than_can_wait_the_newest_do(tmp_path: Path) -> None:
+    disk = FullDisk(3)
+    rows = Rows(tmp_path / "rows", disk)
+
+    for row in range(200):
+        rows.add(f"{row:09999d}\n")
+    disk.room = 10**9
+    rows.close()
+
+    lines = (tmp_path / "rows").read_text().splitlines()
+    assert {len(line) for line in lines} == {9999}
+    assert [int(line[-4:]) for line in lines] == [0, *range(200 - len(lines) + 1, 200)]

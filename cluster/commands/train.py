@@ -1,11 +1,12 @@
-"""`starling train PRESET|FILE.toml`: one run, from its settings to its last line."""
+"""`starling train PRESET|FILE.toml` or `--resume RUN`: one run, from its settings to its last line."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
@@ -14,15 +15,18 @@ from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
 from cluster.provenance import provenance
-from cluster.report import Event, Outcome
+from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
-from cluster.run_folder import RunFolder, checked_name, free_name
+from cluster.resume import refuse_changes, resumed, taken_from
+from cluster.roles import FRESH, Start
+from cluster.run_folder import Run, RunFolder, checked_name, find_run, free_name
 from cluster.signals import StopRequest
 from cluster.tensorboard import TensorBoard
 from cluster.terminal import Mode, make_view
 from starling.config import Layer, build, leaves
 from starling.errors import check
-from starling.flags import help_text, key_of, layers, split
+from starling.flags import Flag, help_text, key_of, layers, split
+from starling.spec import Spec
 
 Engine = Callable[[Config[Any], Callable[[Event], None], Callable[[], bool]], Outcome]
 """Makes a run from its settings: reports events, and stops when it is asked to."""
@@ -34,6 +38,14 @@ class TrainOptions:
 
     run: str | None = None
     """name of the run; default: the preset's, numbered"""
+    if_exists: Literal["fail", "new", "resume"] = "fail"
+    """when a run of this name exists"""
+    resume: str | None = None
+    """run to go on with, or latest; it keeps its settings, and no preset is named"""
+    at: str | None = None
+    """checkpoint to go on from; default: the latest"""
+    init_from: str | None = None
+    """run whose networks a new one begins with, where names and shapes fit"""
     runs: str = "runs"
     """folder of all runs"""
     total_steps: int | None = None
@@ -52,6 +64,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.run is not None:
             checked_name(self.run)
+        check(self.at is None or self.resume is not None, f"at must come with --resume, got {self.at} without")
+        both = self.resume is not None and (self.run is not None or self.init_from is not None)
+        check(not both, "resume must come without --run and --init-from, got both")
         chosen = [f"--{name}" for name in ("quiet", "plain", "json") if getattr(self, name)]
         check(len(chosen) <= 1, f"output must be one of --quiet, --plain, --json, got {' '.join(chosen)}")
 
@@ -61,23 +76,56 @@ class TrainOptions:
         return "quiet" if self.quiet else "plain" if self.plain else "json" if self.json else "live"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One call's run: what it learns, where it is kept, and where it begins."""
+
+    config: Config[Any]
+    options: TrainOptions
+    command: list[str]
+    stem: str
+    run: Run | None = None  # that goes on
+    start: Start = FRESH
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # events at the beginning, by name
+
+
 def main(args: list[str], engine: Engine | None = None) -> int:
     """Train; the engine makes the run, and is the settings' runtime unless a test brings its own."""
     if wants_help(args):
         print(_help(args), end="")
         return 0
     before, flags = split(args)
-    source = only(before, "train", "PRESET or FILE.toml")
     own = [flag for flag in flags if key_of(flag, TrainOptions)]
     options = build(TrainOptions, *layers(own, TrainOptions))
     rest = [flag for flag in flags if flag not in own]
-    config = load(source, rest, *_goal(options), also=[key for key, _ in leaves(TrainOptions)])
+    command = ["starling", "train", *args]
+    run = _to_resume(before, options)
+    if run is None:
+        source = only(before, "train", "PRESET or FILE.toml")
+        job = Job(config=_load(source, rest, options), options=options, command=command, stem=_stem(source))
+    else:
+        config = _load(before[0] if before else str(run.config), rest, options)
+        refuse_changes(run, load(str(run.config)), config)
+        job = Job(config=config, options=options, command=command, stem=run.name, run=run)
     if options.dry_run:
-        print(dump(config), end="")
+        print(dump(job.config), end="")
         return 0
     asked = [flag.key.removeprefix("goal.") for flag in flags]
-    command = ["starling", "train", *args]
-    return exit_code(_train(config, options, _stem(source), command, asked, engine or _engine(config)), config)
+    return _train(job, asked, engine)
+
+
+def _load(source: str, flags: Sequence[Flag], options: TrainOptions) -> Config[Any]:
+    return load(source, flags, *_goal(options), also=[key for key, _ in leaves(TrainOptions)])
+
+
+def _to_resume(before: list[str], options: TrainOptions) -> Run | None:
+    """Return the run that goes on, if one was asked for, by itself or by its name."""
+    runs = Path(options.runs)
+    if options.resume is not None:
+        check(not before, f"resume must come without a preset: the run has its settings, got {' '.join(before)}")
+        return find_run(runs, options.resume)
+    named = options.run is not None and (runs / options.run / "env.json").exists()
+    return find_run(runs, str(options.run)) if named and options.if_exists == "resume" else None
 
 
 def exit_code(outcome: Outcome, config: Config[Any]) -> int:
@@ -87,30 +135,71 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
     return FAILED if outcome.reason == "budget" and config.goal.return_mean is not None else OK
 
 
-def _train(
-    config: Config[Any], options: TrainOptions, stem: str, command: list[str], asked: Sequence[str], engine: Engine
-) -> Outcome:
+def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     from actors.envs import measure_spec
 
-    measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
-    runs = Path(options.runs)
-    name = options.run or free_name(runs, stem)
-    env = provenance(command, datetime.now(UTC))
-    with RunFolder.create(runs, name, dump(config), env) as folder:
+    config, options = job.config, job.options
+    spec = measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
+    job = _begun(job, spec)
+    with _folder(job) as folder:
+        if job.run is not None:
+            job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
         console = Console()
         if options.mode in ("live", "plain"):
-            console.print(f"run {name}  ->  {folder.path}", markup=False, highlight=False, soft_wrap=True)
+            for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job)):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         target = config.replay.samples_per_insert
         subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
-        reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"))
+        reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"), config)
+        for what, facts in job.notes.items():
+            reporter(Noted(elapsed_s=job.start.past.elapsed_s, what=what, facts=facts))
         try:
             with StopRequest() as stopped:
-                outcome = _as_asked(engine(config, reporter, stopped), config, asked)
+                made = (engine or _engine(job))(config, reporter, stopped)
+                outcome = _as_asked(made, config, asked)
         except BaseException as error:  # kept with the run; whoever called says it
             reporter.failed(error)
             raise
         reporter.ended(outcome)
-        return outcome
+        code = exit_code(outcome, config)
+        return code if reporter.is_saved else code or FAILED
+
+
+def _begun(job: Job, spec: Spec) -> Job:
+    """Give a new run the networks that it was told to begin with."""
+    if job.options.init_from is None:
+        return job
+    run = find_run(Path(job.options.runs), job.options.init_from)
+    taken = taken_from(run, job.config, spec)
+    facts = {"run": run.name, "taken": list(taken.arrays), "left": taken.left}
+    return replace(job, start=Start(arrays=taken.arrays), notes={"initialised": facts})
+
+
+def _folder(job: Job) -> RunFolder:
+    if job.run is not None:
+        return RunFolder.reopen(job.run)
+    runs, options = Path(job.options.runs), job.options
+    again = options.run is not None and options.if_exists == "new" and (runs / options.run).exists()
+    name = free_name(runs, options.run or job.stem) if again or options.run is None else options.run
+    return RunFolder.create(runs, name, dump(job.config), provenance(job.command, datetime.now(UTC)))
+
+
+def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
+    """Find where the run goes on, and keep the settings with which it does."""
+    start, name = resumed(run, job.config, job.options.at)
+    folder.change_config(dump(job.config))
+    past = start.past
+    facts = {"checkpoint": name, "env_steps": past.env_steps, "updates": past.updates, "command": job.command}
+    return replace(job, start=start, notes={"resumed": facts})
+
+
+def _first_lines(job: Job) -> Iterator[str]:
+    """Say where a run that does not begin at nothing begins."""
+    if said := job.notes.get("resumed"):
+        yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
+    if said := job.notes.get("initialised"):
+        left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
+        yield f"from {said['run']}: {', '.join(said['taken'])}{left}"
 
 
 def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Outcome:
@@ -123,14 +212,14 @@ def _stem(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
 
 
-def _engine(config: Config[Any]) -> Engine:
-    if config.runtime == "ray":
+def _engine(job: Job) -> Engine:
+    if job.config.runtime == "ray":
         from cluster.launcher import run_ray
 
         return run_ray
     from cluster.local import run_local  # torch: only where a learner runs in this process
 
-    return run_local
+    return partial(run_local, start=job.start)
 
 
 def _goal(options: TrainOptions) -> Iterator[Layer]:

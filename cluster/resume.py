@@ -1,0 +1,101 @@
+"""How a run goes on: which settings may change, where it stands, and what another run can give a new one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from cluster.checkpoints import Checkpoint, load_to_resume
+from cluster.config import Config, algorithm_name
+from cluster.course import Past
+from cluster.roles import Start, build_algorithm
+from cluster.rows import plain
+from cluster.run_folder import Run, load_params
+from starling.errors import ConfigError, RunError
+from starling.params import Params
+from starling.spec import Spec
+from starling.types import Columns
+
+FREE = ("goal.", "evaluator.", "checkpoint.")
+FREE_FOR_RAY = (*FREE, "actor.num")
+MAY_CHANGE = "only goal.*, evaluator.*, checkpoint.* and, with ray, actor.num may change"
+
+
+class Taken(NamedTuple):
+    """What a new run begins with of another's networks."""
+
+    arrays: Columns
+    left: list[str]  # arrays of the new run that begin at random
+
+
+def fixed_settings(config: Config[Any]) -> dict[str, Any]:
+    """Return every setting that a checkpoint depends on, by its dotted name."""
+    free = FREE_FOR_RAY if config.runtime == "ray" else FREE
+    table = {"algorithm.name": algorithm_name(config), **dict(_settings(config))}
+    return {key: plain(value) for key, value in table.items() if not key.startswith(free)}
+
+
+def refuse_changes(run: Run, old: Config[Any], new: Config[Any]) -> None:
+    """Let a run go on only with the settings that its states fit."""
+    for key, was, now in _differences(fixed_settings(old), fixed_settings(new)):
+        raise ConfigError(
+            f"{key} must stay {was} when {run.name} is resumed, got {now}; {MAY_CHANGE}, "
+            f"and --init-from {run.name} begins a new run with its parameters"
+        )
+
+
+def resumed(run: Run, config: Config[Any], at: str | None = None) -> tuple[Start, str]:
+    """Return where a run goes on, and the name of the checkpoint that says so."""
+    checkpoint = load_to_resume(run.path / "checkpoints", at)
+    name = str(checkpoint.facts["name"])
+    for key, was, now in _differences(checkpoint.facts["settings"], fixed_settings(config)):
+        raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
+    return start_of(checkpoint), name
+
+
+def start_of(checkpoint: Checkpoint) -> Start:
+    """Return the start that continues a checkpoint."""
+    facts = checkpoint.facts
+    past = Past(**{name: facts[name] for name in ("env_steps", "updates", "elapsed_s", "best_mean", "number")})
+    return Start(past=past, roles=checkpoint.roles)
+
+
+def taken_from(run: Run, config: Config[Any], spec: Spec) -> Taken:
+    """Return the arrays of a run's best networks that fit, or its latest ones before there is a best."""
+    best = (run.path / "checkpoints" / "BEST").exists()
+    given, _ = load_params(run, "best" if best else "latest")
+    wanted = dict(_layout(config, spec))
+    arrays = {name: array for name, array in given.arrays().items() if wanted.get(name) == array.shape}
+    if not arrays:
+        raise RunError(
+            f"run {run.name} has no array that fits: it holds {_listed(given)}, and the new networks are "
+            f"{', '.join(f'{name} {shape}' for name, shape in wanted.items())}"
+        )
+    return Taken(arrays, [name for name in wanted if name not in arrays])
+
+
+def _layout(config: Config[Any], spec: Spec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    from starling.networks.modules import build_modules  # torch: only for those who ask
+
+    for name, module in build_modules(build_algorithm(config).networks(spec), spec).items():
+        for parameter, tensor in module.named_parameters():
+            yield f"{name}.{parameter}", tuple(tensor.shape)
+
+
+def _listed(params: Params) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in params.layout.entries)
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _settings(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what both know and do not agree on; a setting that is younger than a checkpoint was at its default."""
+    for key, value in old.items():
+        if key in new and new[key] != value:
+            yield key, value, new[key]

@@ -1,0 +1,413 @@
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from cluster.checkpoints import Checkpoints, load_checkpoint, load_to_resume
+from cluster.cli import main
+from cluster.config import Config, dump, load, parse
+from cluster.local import run_local
+from cluster.report import CheckpointDue, Event, Outcome
+from cluster.reporter import Reporter
+from cluster.resume import resumed, start_of
+from cluster.run_folder import Run, RunFolder
+from cluster.terminal import QuietView
+from starling.metrics import no_clock
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SMALL = {
+    "seed": 3,
+    "runtime": '"local"',
+    "env.id": '"starling.gridworld:GridWorld"',
+    "env.copies": 4,
+    "actor.num": 2,
+    "actor.unroll_length": 8,
+    "replay.shards": 2,
+    "replay.capacity": 1000,
+    "replay.min_windows": 100,
+    "algorithm.hidden": [8],
+    "algorithm.n_step": 2,
+    "learner.batch_size": 16,
+    "evaluator.episodes": 3,
+    "evaluator.copies": 3,
+    "evaluator.every": 2,
+    "goal.total_steps": 1300,
+    "checkpoint.every": 15,
+}
+
+
+class KilledError(Exception):
+    """Stands for the end of a process in the middle of a run."""
+
+
+class Nothing:
+    """Records no curves."""
+
+    def add(self, env_steps: int, scalars: Any) -> None:
+        """Forget them."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Warned(QuietView):
+    """Remembers what went wrong."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def warned(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def small(**settings: Any) -> Config[Any]:
+    table = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    return parse("\n".join(f"{key} = {value}" for key, value in table.items()))
+
+
+def keep(events: list[Event], folder: Path, config: Config[Any]) -> Checkpoints:
+    """Save every checkpoint among the events, as the reporter does."""
+    run = RunFolder.create(folder.parent, folder.name, dump(config), {"started": "2026"})
+    reporter = Reporter(run, QuietView(), Nothing(), config)
+    for event in events:
+        if isinstance(event, CheckpointDue):
+            reporter(event)
+    run.close()
+    return run.checkpoints
+
+
+def run_until(turns: int, config: Config[Any]) -> list[Event]:
+    """Make a run that is killed after so many turns, and return what it reported."""
+    events: list[Event] = []
+    left = iter(range(turns))
+
+    def stopped() -> bool:
+        if next(left, None) is None:
+            raise KilledError
+        return False
+
+    with pytest.raises(KilledError):
+        run_local(config, events.append, stopped, no_clock)
+    return events
+
+
+@pytest.mark.parametrize(("kind", "turns"), [("adam", 40), ("adam", 79), ("rmsprop", 55), ("sgd", 55)])
+def test_a_resumed_run_ends_with_the_very_bits_of_the_undisturbed_one(kind: str, turns: int, tmp_path: Path) -> None:
+    config = small(learner__optimizer__kind=f'"{kind}"', actor__fetch_every=100)
+    whole = run_local(config, lambda event: None, clock=no_clock)
+
+    keep(run_until(turns, config), tmp_path / "a", config)
+    start, _ = resumed(Run(tmp_path / "a"), config)
+    again = run_local(config, lambda event: None, clock=no_clock, start=start)
+
+    assert start.past.updates > 0
+    assert again == whole
+
+
+def test_checkpoints_fall_on_counts_of_updates() -> None:
+    events: list[Event] = []
+    run_local(small(checkpoint__every=20), events.append, clock=no_clock)
+
+    due = [event for event in events if isinstance(event, CheckpointDue) and event.roles]
+    assert [event.number for event in due] == list(range(1, len(due) + 1))
+    assert [event.updates for event in due[:-1]] == [20 * event.number for event in due[:-1]]
+
+
+def test_without_a_schedule_there_is_one_checkpoint_at_the_end() -> None:
+    events: list[Event] = []
+    run_local(small(checkpoint__every=0), events.append, clock=no_clock)
+
+    (due,) = [event for event in events if isinstance(event, CheckpointDue) and event.roles]
+    assert due.env_steps >= 1300
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = small()
+    events: list[Event] = []
+    turns = iter(range(50))
+    stopped = run_local(config, events.append, lambda: next(turns, None) is None, no_clock)
+
+    keep(events, tmp_path / "a", config)
+    start, name = resumed(Run(tmp_path / "a"), config)
+    after: list[Event] = []
+    end = run_local(config, after.append, clock=no_clock, start=start)
+
+    assert (stopped.reason, name) == ("interrupted", f"step-{stopped.updates}")
+    assert start.past.env_steps == stopped.env_steps
+    assert end.updates > stopped.updates
+    versions = [event.version for event in [*events, *after] if isinstance(event, CheckpointDue) and event.roles]
+    assert versions == sorted(set(versions))
+    sampled_per_insert = 2.0
+    windows = [start.roles[f"replay_server[{shard}]"].meta["inserted"] for shard in range(2)]
+    assert start.roles["learner[0]"].meta["source"]["sampled"] <= sampled_per_insert * sum(windows)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    config = small()
+    keep(run_until(45, config), tmp_path / "a", config)
+
+    with pytest.raises(Exception, match=r"step-\d+ was made with env.copies = 4, and config.toml says 5$"):
+        resumed(Run(tmp_path / "a"), small(env__copies=5))
+
+
+def test_the_stored_checkpoint_of_schema_1_still_goes_on(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "schema-1", tmp_path / "a")
+    run = Run(tmp_path / "a")
+    config = load(str(run.config))
+
+    start, name = resumed(run, config)
+    end = run_local(replace(config, goal=replace(config.goal, total_steps=2700)), lambda event: None, start=start)
+
+    assert name == "step-284"
+    assert load_checkpoint(run.path / "checkpoints", "best")[1]["mean"] == pytest.approx(-4.0)
+    assert end.updates > start.past.updates == 284
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def starling(*args: str) -> Said:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(args)
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the finished run `a`; copy it before you change it."""
+    runs = tmp_path_factory.mktemp("made")
+    (runs / "a.toml").write_text(dump(small()))
+    assert starling("train", str(runs / "a.toml"), "--run", "a", "--runs", str(runs), "--quiet").code == 0
+    return runs
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def resume(runs: Path, *flags: str, run: str = "a") -> Said:
+    return starling("train", "--resume", run, "--runs", str(runs), *flags)
+
+
+def rows(run: Path, file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
+
+
+def test_a_run_goes_on_in_its_folder_to_a_further_goal(runs: Path) -> None:
+    before = rows(runs / "a", "metrics.jsonl")
+
+    said = resume(runs, "--total-steps", "1500", "--plain", "--evaluator.every", "5", run="latest")
+
+    after = rows(runs / "a", "metrics.jsonl")
+    assert said.code == 0
+    assert said.out.splitlines()[1].startswith("resumed at step-")
+    assert after[: len(before)] == before
+    assert after[-1]["env_steps"] >= 1500 > before[-1]["env_steps"]
+    assert [event["event"] for event in rows(runs / "a", "events.jsonl")].count("resumed") == 1
+    config = load(str(runs / "a" / "config.toml"))
+    assert (config.goal.total_steps, config.evaluator.every) == (1500, 5)
+    assert (runs / "a" / "episodes.csv").read_text().count("elapsed_s") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            ["--learner.batch-size", "32"],
+            "learner.batch_size must stay 16 when a is resumed, got 32; only goal.*, evaluator.*, checkpoint.* and, "
+            "with ray, actor.num may change, and --init-from a begins a new run with its parameters",
+        ),
+        (["--actor.num", "3"], "actor.num must stay 2 when a is resumed, got 3"),
+        (["--seed", "9"], "seed must stay 3 when a is resumed, got 9"),
+        (["--env.reward-scale", "2"], "env.reward_scale must stay 1.0 when a is resumed, got 2.0"),
+        (["--at", "step-7"], "{runs}/a/checkpoints/step-7/manifest.json cannot be read: No such file or directory; "
+                             "the newest usable checkpoint is step-"),
+        (["--at", "../x"], "at must name a checkpoint, got '../x'"),
+        (["--run", "b"], "resume must come without --run and --init-from, got both"),
+        (["--if-exists", "maybe"], "if_exists must be one of fail, new, resume, got maybe (from flag --if-exists)"),
+    ],
+)  # fmt: skip
+def test_a_resume_that_cannot_be_is_one_sentence_and_changes_nothing(
+    flags: list[str], sentence: str, runs: Path
+) -> None:
+    before = contents(runs)
+
+    said = resume(runs, *flags)
+
+    assert said.code == 2
+    assert said.err.startswith(f"starling: {sentence.format(runs=runs)}")
+    assert said.err.count("\n") == 1
+    assert contents(runs) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_an_unknown_run_is_not_resumed(runs: Path) -> None:
+    assert resume(runs, run="b").err == f"starling: run 'b' is not in {runs}\n"
+    assert starling("train", "gridworld", "--resume", "a", "--runs", str(runs)).code == 2
+    assert starling("train", "gridworld", "--at", "step-1", "--runs", str(runs)).code == 2
+
+
+def test_a_run_that_somebody_makes_is_not_resumed(runs: Path) -> None:
+    with RunFolder.reopen(Run(runs / "a")):
+        said = resume(runs)
+
+    assert (said.code, said.err) == (2, f"starling: run a is in use by process {os.getpid()}\n")
+
+
+def test_a_damaged_checkpoint_is_named_with_the_one_to_use_instead(runs: Path) -> None:
+    latest = load_to_resume(runs / "a" / "checkpoints").facts["name"]
+    file = runs / "a" / "checkpoints" / latest / "replay-1.codec"
+    file.write_bytes(file.read_bytes()[:-1])
+
+    said = resume(runs)
+    older = said.err.split()[-5]
+    again = resume(runs, "--at", older, "--quiet")
+
+    assert said.err.startswith(f"starling: {file} is damaged: its sha256 is not the one in the manifest; the newest")
+    assert said.err.endswith(f"is {older}: --at {older} goes on from there\n")
+    assert again.code == 0
+    assert older != latest
+
+
+@pytest.mark.parametrize(("choice", "code", "folders"), [("fail", 2, 1), ("new", 0, 2), ("resume", 0, 1)])
+def test_what_happens_to_a_name_that_is_taken_is_chosen(choice: str, code: int, folders: int, runs: Path) -> None:
+    settings = str(runs / "a.toml")
+
+    said = starling("train", settings, "--run", "a", "--runs", str(runs), "--if-exists", choice, "--quiet")
+
+    assert said.code == code
+    assert len(list(runs.glob("*/env.json"))) == folders
+
+
+def test_a_new_run_begins_with_the_networks_of_another_where_they_fit(runs: Path) -> None:
+    settings = [str(runs / "a.toml"), "--runs", str(runs), "--init-from", "a"]
+
+    same = starling("train", *settings, "--run", "b", "--total-steps", "32", "--plain")
+    other = starling("train", *settings, "--run", "c", "--total-steps", "32", "--plain", "--algorithm.no-dueling")
+    none = starling(
+        "train", *settings, "--run", "d", "--algorithm.no-dueling", "--algorithm.hidden", "9", "--env.id", "CartPole-v1"
+    )
+
+    given, _ = load_checkpoint(runs / "a" / "checkpoints", "best")
+    taken, _ = load_checkpoint(runs / "b" / "checkpoints", "latest")  # before its first update
+    assert (same.code, other.code, none.code) == (0, 0, 2)
+    assert np.array_equal(given.buffer, taken.buffer)
+    assert "; at random: " not in same.out
+    assert "; at random: q.heads." in other.out
+    assert none.err.startswith("starling: run a has no array that fits: it holds q.")
+    assert none.err.count("\n") == 1
+    assert not (runs / "d").exists()
+
+
+class FullDisk:
+    """Refuses to keep anything while it is full."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+
+    def __call__(self, descriptor: int) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def due_at(updates: int, events: list[Event]) -> CheckpointDue:
+    (due,) = [e for e in events if isinstance(e, CheckpointDue) and e.roles and e.updates == updates]
+    return due
+
+
+def test_a_full_disk_is_loud_and_costs_no_checkpoint_that_was_there(tmp_path: Path) -> None:
+    config, disk, view = small(), FullDisk(), Warned()
+    events = run_until(75, config)
+    folder = RunFolder.create(tmp_path, "a", dump(config), {"started": "2026"})
+    folder.checkpoints = Checkpoints(folder.path / "checkpoints", disk)
+    reporter = Reporter(folder, view, Nothing(), config)
+
+    reporter(due_at(15, events))
+    disk.is_full = True
+    reporter(due_at(30, events))
+
+    assert not reporter.is_saved
+    assert view.sentences == ["checkpoint of update 30 NOT saved: No space left on device; the next one tries again"]
+    assert rows(folder.path, "events.jsonl")[-1]["event"] == "checkpoint_failed"
+    assert start_of(load_to_resume(folder.path / "checkpoints")).past.updates == 15
+    disk.is_full = False
+    reporter(due_at(45, events))
+    assert reporter.is_saved
+    assert start_of(load_to_resume(folder.path / "checkpoints")).past.updates == 45
+    folder.close()
+
+
+def test_a_best_checkpoint_that_was_refused_is_saved_with_the_next_one(tmp_path: Path) -> None:
+    config, disk = small(), FullDisk()
+    events = run_until(75, config)
+    best = [event for event in events if isinstance(event, CheckpointDue) and not event.roles][-1]
+    folder = RunFolder.create(tmp_path, "a", dump(config), {"started": "2026"})
+    folder.checkpoints = Checkpoints(folder.path / "checkpoints", disk)
+    reporter = Reporter(folder, Warned(), Nothing(), config)
+
+    disk.is_full = True
+    reporter(best)
+    disk.is_full = False
+    reporter(due_at(30, events))
+
+    assert reporter.is_saved
+    assert load_checkpoint(folder.path / "checkpoints", "best")[1]["mean"] == best.mean
+    folder.close()
+
+
+def test_only_a_last_checkpoint_that_is_not_saved_makes_the_exit_code_an_error(runs: Path) -> None:
+    (runs / "a" / "checkpoints").rename(runs / "kept")
+    (runs / "b.toml").write_text(dump(small(checkpoint__every=0)))
+    blocked = runs / "b" / "checkpoints"
+
+    def engine(config: Config[Any], report: Any, stopped: Any) -> Outcome:
+        blocked.write_text("a file where the folder should be")
+        return run_local(config, report, stopped)
+
+    from cluster.commands import train
+
+    out = io.StringIO()
+    with redirect_stdout(out):
+        args = [str(runs / "b.toml"), "--run", "b", "--runs", str(runs), "--plain", "--total-steps", "1300"]
+        code = train.main(args, engine)
+
+    assert code == 1
+    assert "NOT saved" in out.getvalue()
+
+
+def test_a_signal_leaves_a_checkpoint_and_the_code_130(runs: Path) -> None:
+    def engine(config: Config[Any], report: Any, stopped: Any) -> Outcome:
+        turns = iter(range(60))
+
+        def asked() -> bool:
+            if next(turns, None) is None:
+                signal.raise_signal(signal.SIGTERM)
+            return bool(stopped())
+
+        return run_local(config, report, asked)
+
+    from cluster.commands import train
+
+    args = [str(runs / "a.toml"), "--run", "s", "--runs", str(runs), "--quiet", "--checkpoint.every", "0"]
+
+    assert train.main(args, engine) == 130
+    assert resume(runs, "--quiet", run="s").code == 0
