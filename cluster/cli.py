@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from cluster.cores import share_cores
 from starling.errors import ClusterError, StarlingError, UsageError
 from starling.failpoints import VARIABLE, arm
 
@@ -22,6 +23,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    share_cores(os.environ)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
