@@ -119,6 +119,10 @@ class Run:
         mean: float | None = manifest.get("mean")
         return mean
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return every whole row of `events.jsonl`."""
+        return [json.loads(row) for row in (self.path / "events.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()]
+
     def last(self, file: Literal["metrics.jsonl", "events.jsonl"]) -> dict[str, Any]:
         """Return the last whole row of a file, or an empty one."""
         with (self.path / file).open("rb") as rows:
