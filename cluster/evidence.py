@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cluster.config import Config, algorithm_name, dump
 from cluster.provenance import Code
 from cluster.results import Result
-from cluster.run_folder import Run
+from cluster.run_folder import Run, stem_of
 from starling.config import shown
 from starling.errors import RunError, check
 
@@ -51,7 +50,7 @@ class Recipe:
     @property
     def stem(self) -> str:
         """What its runs are named after."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", Path(self.source).stem).strip("-") or "run"
+        return stem_of(self.source)
 
     def arguments(self, seed: int) -> list[str]:
         """Return the arguments of `starling` that run it."""

@@ -21,8 +21,8 @@ FOLDER = "STARLING_RAY_FOLDER"
 OBJECT_STORE_BYTES = 256 << 20
 """What a run's Ray keeps in /dev/shm."""
 
-RAY_FOLDER = "ray"
-"""Ray opens its own folder to everybody (mode 0777), so it gets one inside of the private one."""
+RAY_FOLDER = "r"
+"""Ray opens its own folder to everybody (mode 0777), so it gets one inside of ours; short, for the sockets' sake."""
 
 LONGEST_SOCKET = f"{RAY_FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Ray's longest socket path, below the folder."""

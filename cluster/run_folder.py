@@ -139,6 +139,11 @@ def checked_name(name: str) -> str:
     return name
 
 
+def stem_of(source: str) -> str:
+    """Return what the runs of a preset or a file of settings are named after."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
+
+
 def free_name(runs: Path, stem: str) -> str:
     """Return `stem-NN` with the number after the largest one that is taken."""
     taken = [re.fullmatch(rf"{re.escape(stem)}-(\d+)", path.name) for path in runs.glob("*")]
