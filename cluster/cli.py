@@ -1,10 +1,12 @@
 """The command line: finds the command, runs it, and turns whatever goes wrong into one sentence and an exit code."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from cluster.cores import share_cores
 from starling.errors import ClusterError, StarlingError, UsageError
 
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -26,6 +28,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    share_cores(os.environ)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

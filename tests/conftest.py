@@ -1,0 +1,23 @@
+"""What several test files share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.ray_node import RayNode
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Iterator[None]:
+    """Start a Ray as closed as a run's own, for tests of what talks through it."""
+    node = RayNode.prepare()
+    os.environ.update(node.environment(os.environ))  # Ray reads it when it is imported, so it must not have been yet
+    import ray
+
+    from cluster.supervisor import start_ray
+
+    start_ray(node.folder)
+    yield
+    ray.shutdown()
+    node.remove()
