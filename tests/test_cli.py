@@ -221,7 +221,7 @@ def test_the_help_of_train_lists_every_setting_with_the_presets_value() -> None:
     assert "GridWorld)" in " ".join(said.out.split())
 
 
-@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets"])
+@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets", "doctor", "evidence"])
 def test_every_command_has_help(command: str) -> None:
     said = starling(command, "--help")
 
