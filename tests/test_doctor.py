@@ -16,7 +16,6 @@ from cluster import checkup
 from cluster.checkup import GIB, MIB, Disk, Finding, Requirement, Temp, Trial
 from cluster.cli import main as starling
 from cluster.commands import doctor
-from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.trials import attempt
 
 ROOT = Path(__file__).parents[1]
@@ -282,11 +281,8 @@ def test_a_request_to_stop_ends_a_trial_at_once(witnesses: Callable[[], list[str
 
 @pytest.mark.cluster
 def test_a_ray_starts_answers_on_loopback_alone_and_is_gone_afterwards(witnesses: Callable[[], list[str]]) -> None:
-    from cluster import supervisor
-
     trial = attempt("ray", limit_s=60.0, stopped=never)
 
     assert trial.answer is not None, trial.said
     assert checkup.ray_start(trial).level == "ok"
     assert witnesses() == []
-    assert supervisor.OBJECT_STORE_BYTES == OBJECT_STORE_BYTES
