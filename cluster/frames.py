@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any
 
@@ -11,8 +11,10 @@ from cluster.rows import as_row, plain
 from starling import wire
 from starling.codec import decode, encode
 from starling.params import Params
+from starling.state import State, pack_state, unpack_state
 
 LENGTH = Struct("<Q")
+PARAMS = ("params", "initial")
 EVENTS: dict[str, Any] = {
     event.__name__: event for event in (Sample, EpisodesEnded, EvaluationDone, CheckpointDue, Noted, Outcome)
 }
@@ -20,15 +22,19 @@ EVENTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What a supervisor is started with: the settings, and where an earlier one of the same run got to."""
+    """What a supervisor is started with: the settings, and where the run got to."""
 
     config: str  # TOML
+    launched_at: float  # on the machine's monotonic clock, which all its processes share
     version: int = 0
     updates: int = 0
     env_steps: int = 0
     elapsed_s: float = 0.0
     best_mean: float | None = None
+    number: int = 0  # of the newest checkpoint
     params: Params | None = None
+    roles: Mapping[str, State] = field(default_factory=dict)  # of the newest checkpoint
+    initial: Params | None = None  # what the networks of a new run begin with
 
 
 EVENTS["Orders"] = Orders
@@ -37,8 +43,11 @@ EVENTS["Orders"] = Orders
 def send(pipe: int, message: Event | Outcome | Orders) -> None:
     """Write one message whole."""
     fields = as_row(message)
-    params: Params | None = fields.pop("params", None)
-    arrays = {} if params is None else {"params": wire.encode_params(params)}
+    arrays = {f"roles/{name}": pack_state(state) for name, state in fields.pop("roles", {}).items()}
+    for name in PARAMS:
+        params: Params | None = fields.pop(name, None)
+        if params is not None:
+            arrays[name] = wire.encode_params(params)
     frame = encode(arrays, {"kind": type(message).__name__, "fields": plain(fields)})
     data = memoryview(LENGTH.pack(frame.nbytes) + frame.tobytes())
     while data:
@@ -76,7 +85,11 @@ def receive_orders(pipe: int) -> Orders:
 def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Event | Outcome | Orders:
     fields = dict(meta["fields"])
     cls = EVENTS[meta["kind"]]
-    if "params" in cls.__dataclass_fields__:
-        fields["params"] = wire.decode_params(arrays["params"]).copy() if arrays else None
+    for name in PARAMS:
+        if name in arrays:
+            fields[name] = wire.decode_params(arrays[name]).copy()
+    packed = {name.removeprefix("roles/"): array for name, array in arrays.items() if name.startswith("roles/")}
+    if packed:
+        fields["roles"] = {name: unpack_state(array) for name, array in packed.items()}
     message: Event | Outcome | Orders = cls(**fields)
     return message

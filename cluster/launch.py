@@ -23,13 +23,18 @@ class Runtime(Protocol):
 def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
     """Actors insert into shards, the learner samples from all of them, and everybody follows the parameters."""
     shards = [
-        runtime.server("replay_server", shard, partial(build_shard, config, spec, shard, clock, start=start))
+        runtime.server(
+            "replay_server",
+            shard,
+            partial(build_shard, config, spec, shard, clock, start=start.only(f"replay_server[{shard}]")),
+        )
         for shard in range(config.replay.shards)
     ]
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
-    learn = partial(build_learner, config, spec, clock, start=start)
+    learn = partial(build_learner, config, spec, clock, start=start.only("learner[0]"))
     runtime.loop("learner", 0, learn, source=shards, publisher=[params], params=[params])
     for actor in range(config.actor.num):
-        play = partial(build_actor, config, spec, actor, clock, start=start)
+        play = partial(build_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
         runtime.loop("actor", actor, play, sink=[shards[actor % len(shards)]], params=[params])
-    runtime.loop("evaluator", 0, partial(build_evaluator, config, spec, clock, start=start), params=[params])
+    judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
+    runtime.loop("evaluator", 0, judge, params=[params])

@@ -14,6 +14,7 @@ from cluster.config import Config, dump
 from cluster.frames import Inbox, Orders, send
 from cluster.ray_node import RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
+from cluster.roles import FRESH, Start
 from cluster.signals import undisturbed
 from starling.errors import RoleError
 
@@ -28,10 +29,12 @@ REFUSED = 2  # a supervisor's exit code for what another attempt would meet agai
 class Launcher:
     """One run's supervisors, one after the other, and where the next one would go on."""
 
-    def __init__(self, config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool], start: Start
+    ) -> None:
         self._report = report
         self._stopped = stopped
-        self._orders = Orders(config=dump(config))
+        self._orders = Orders(config=dump(config), launched_at=time.monotonic())
         self._outcome: Outcome | None = None
 
     def run(self) -> Outcome:
@@ -113,7 +116,9 @@ class Launcher:
             self._orders = replace(self._orders, **counters)
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
-            if message.best:
+            if message.roles:
+                self._orders = replace(self._orders, roles=message.roles, number=message.number)
+            elif message.best:
                 self._orders = replace(self._orders, best_mean=message.mean)
         self._report(message)
 
@@ -130,6 +135,8 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
         return process.wait()
 
 
-def run_ray(config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> Outcome:
+def run_ray(
+    config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool], start: Start = FRESH
+) -> Outcome:
     """Run every role in a Ray process of its own on this machine."""
-    return Launcher(config, report, stopped).run()
+    return Launcher(config, report, stopped, start).run()

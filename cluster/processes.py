@@ -6,6 +6,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +17,7 @@ from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, R
 from param_server.server import ParamServer
 from replay_server.shard import ReplayShard
 from starling import wire
+from starling.state import pack_state
 from starling.types import InsertReply, Progress
 
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
@@ -23,6 +26,7 @@ INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; large
 IDLE_S = 0.001
 WAIT_S = 0.05
 STOP_S = 2.5
+STATE_S = 5.0
 
 
 class Beat(NamedTuple):
@@ -55,6 +59,10 @@ class ShardProcess:
     def sample(self, request: Buffer) -> Buffer:
         """Answer one request of the learner."""
         return wire.encode_reply(self._shard.sample(wire.decode_request(request)))
+
+    def state(self) -> Buffer:
+        """Return what a checkpoint keeps."""
+        return pack_state(self._shard.state())
 
     def beat(self) -> Beat:
         """Return what the role did."""
@@ -134,6 +142,7 @@ class LoopProcess:
         self._error = ""
         self._role: Role | None = None
         self._stopping = threading.Event()
+        self._asked: SimpleQueue[Future[Buffer]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(build, generation), name=name, daemon=True)
         self._thread.start()
 
@@ -157,10 +166,24 @@ class LoopProcess:
         self._thread.join(timeout=STOP_S)
         return self.beat()
 
+    def state(self) -> Buffer:
+        """Return what a checkpoint keeps, as it is between two steps."""
+        answer: Future[Buffer] = Future()
+        self._asked.put(answer)
+        if not self._thread.is_alive():
+            self._answer()
+        return answer.result(timeout=STATE_S)
+
+    def _answer(self) -> None:
+        while not self._asked.empty():
+            role: Any = self._role
+            self._asked.get().set_result(pack_state(role.state()))
+
     def _run(self, build: Callable[..., Role], generation: int) -> None:
         try:
             role = self._role = build(generation=generation, **self._neighbours)
             while not self._stopping.is_set():
+                self._answer()
                 progress = role.step()
                 self._beats += 1
                 self._waits = progress.waits

@@ -47,6 +47,11 @@ class Start:
     arrays: Columns = field(default_factory=dict)  # of networks, by name: what a new run begins with
     newest: Newest | None = None
 
+    def only(self, name: str) -> "Start":
+        """Return what one role needs of it."""
+        roles = {name: self.roles[name]} if name in self.roles else {}
+        return replace(self, roles=roles)
+
     def restore(self, name: str, role: Any, generation: int) -> None:
         """Hand a role its state, if it is the one that the state was kept for."""
         if name in self.roles and not generation:
@@ -64,6 +69,13 @@ def build_algorithm(config: Config[Any]) -> Algorithm:
 def seed_of(config: Config[Any], role: int, index: int = 0, generation: int = 0) -> np.random.SeedSequence:
     """Return the seed of one incarnation of a role; it depends on nothing else."""
     return np.random.SeedSequence(config.seed, spawn_key=(role, index, generation))
+
+
+def acting_params(config: Config[Any], spec: Spec, learner: State) -> Params:
+    """Return of a learner's state what actors need."""
+    prefixes = tuple(f"{name}." for name in build_algorithm(config).acting(spec))
+    networks = learner.under("nets").under("networks").arrays
+    return Params.of({name: array for name, array in networks.items() if name.startswith(prefixes)})
 
 
 def actor_seed(config: Config[Any], index: int, number: int, generation: int = 0) -> tuple[np.random.SeedSequence, int]:

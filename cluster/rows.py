@@ -23,10 +23,7 @@ class Rows:
         self._write = write
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._owed = b""
-        size = os.lseek(self._descriptor, 0, os.SEEK_END)
-        tail = os.pread(self._descriptor, OWED_BYTES, max(0, size - OWED_BYTES))
-        os.ftruncate(self._descriptor, size - len(tail) + tail.rfind(b"\n") + 1)
-        os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._cut_half_a_line()
 
     @property
     def is_empty(self) -> bool:
@@ -48,7 +45,14 @@ class Rows:
     def close(self) -> None:
         """Write what is owed, if the disk takes it, and let go of the file."""
         self.add("")
+        self._cut_half_a_line()
         os.close(self._descriptor)
+
+    def _cut_half_a_line(self) -> None:
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        tail = os.pread(self._descriptor, OWED_BYTES, max(0, size - OWED_BYTES))
+        os.ftruncate(self._descriptor, size - len(tail) + tail.rfind(b"\n") + 1)
+        os.lseek(self._descriptor, 0, os.SEEK_END)
 
 
 def as_row(event: Any) -> dict[str, Any]:

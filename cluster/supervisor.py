@@ -18,30 +18,36 @@ import ray
 
 from actors.envs import measure_spec
 from cluster import launch
-from cluster.config import parse
+from cluster.config import Config, parse
 from cluster.course import Course, Past
 from cluster.frames import Orders, receive_orders, send
 from cluster.launcher import REFUSED
 from cluster.members import Members
-from cluster.ray_node import FOLDER, MARK, open_listeners, processes_marked
+from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, open_listeners, processes_marked
 from cluster.report import Outcome
-from cluster.roles import Newest, Start
+from cluster.roles import Newest, Start, acting_params
 from starling import wire
 from starling.errors import ClusterError, StarlingError
 from starling.params import Params
+from starling.spec import Spec
+from starling.state import State, unpack_state
 
 TICK_S = 0.05
-OBJECT_STORE_BYTES = 256 << 20
 SERVER_LIMIT_S = 1.0
+STATE_LIMIT_S = 5.0
+KEPT = ("evaluator[", "learner[", "replay_server[")
+"""Roles that a checkpoint keeps, in the order in which they are asked"""
 LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
 
 
 class Supervisor:
     """Watches the roles of one run until its course is over."""
 
-    def __init__(self, members: Members, course: Course) -> None:
+    def __init__(self, members: Members, course: Course, config: Config[Any], spec: Spec) -> None:
         self._members = members
         self._course = course
+        self._config = config
+        self._spec = spec
 
     def run(self, stopped: Callable[[], bool]) -> Outcome:
         """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
@@ -51,13 +57,34 @@ class Supervisor:
             time.sleep(TICK_S)
             self._hear(self._members.watch())
             self._course.sample(self._stats)
+            if self._course.checkpoint_due(self._config.checkpoint.every):
+                self._checkpoint(self._states())
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
-        version, params = self._newest()
-        if params is not None:
-            self._course.checkpoint(version, params, {})
+        params = self._checkpoint(self._states(), whatever_is_there=True)
+        if params is None:
+            _, params = self._newest()
         return self._course.end(reason, params)
+
+    def _states(self) -> dict[str, State]:
+        """Ask every role for its state.
+
+        The learner first: a shard that is asked later knows every window of which the learner's state speaks.
+        """
+        kept = sorted(name for name in self._members.names() if name.startswith(KEPT))
+        packed = {name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in kept}
+        return {name: unpack_state(state) for name, state in packed.items() if state is not None}
+
+    def _checkpoint(self, states: dict[str, State], whatever_is_there: bool = False) -> Params | None:
+        """Have the run kept if all roles answered; a role that is down is waited for, unless the run is over."""
+        learner = states.get("learner[0]")
+        missing = [name for name in self._members.names() if name.startswith(KEPT) and name not in states]
+        if learner is None or (missing and not whatever_is_there):
+            return None
+        params = acting_params(self._config, self._spec, learner)
+        self._course.checkpoint(learner.meta["version"], params, states)
+        return params
 
     def _hear(self, beats: dict[str, Any]) -> None:
         self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
@@ -105,7 +132,7 @@ def start_ray(folder: Path) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             configure_logging=False,
-            namespace=folder.name,
+            namespace=os.environ[MARK],
             _temp_dir=str(folder),
         )
     except (RuntimeError, OSError, ConnectionError, ValueError) as error:
@@ -124,13 +151,21 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
     if found := open_listeners(processes_marked(os.environ[MARK])):
         raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
     past = Past(
-        env_steps=orders.env_steps, updates=orders.updates, elapsed_s=orders.elapsed_s, best_mean=orders.best_mean
+        env_steps=orders.env_steps,
+        updates=orders.updates,
+        elapsed_s=orders.elapsed_s,
+        best_mean=orders.best_mean,
+        number=orders.number,
     )
-    course = Course(config.goal, partial(send, pipe), time.monotonic, past)
+    course = Course(config.goal, partial(send, pipe), time.monotonic, past, orders.launched_at)
     members = Members(time.monotonic, course.note)
-    newest = None if orders.params is None else Newest(orders.version, orders.updates, orders.params)
-    launch.replay(members, config, spec, time.monotonic, Start(newest=newest))
-    return Supervisor(members, course).run(stopped)
+    newest = None
+    if orders.params is not None and not orders.roles:
+        newest = Newest(orders.version, orders.updates, orders.params)
+    initial = {} if orders.initial is None else dict(orders.initial.arrays())
+    start = Start(past=past, roles=orders.roles, arrays=initial, newest=newest)
+    launch.replay(members, config, spec, time.monotonic, start)
+    return Supervisor(members, course, config, spec).run(stopped)
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ def set_rng(rng: np.random.Generator, meta: Mapping[str, Any]) -> None:
 def require_same(name: str, stored: object, own: object) -> None:
     """Refuse a state of another shape than the role's that is to take it over."""
     if stored != own:
-        raise RunError(f"{name} of the checkpoint must be {own}, as the settings say, got {stored}")
+        raise RunError(f"{name} of the checkpoint must be {own!s:.200}, as the settings say, got {stored!s:.200}")
 
 
 def _written(value: Any) -> Any:

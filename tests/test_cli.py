@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from cluster.cli import COMMANDS, main
 from cluster.commands import train
 from cluster.config import Config, algorithm_name, dump, load, presets
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
-from cluster.signals import StopRequest
+from cluster.signals import STOPPING, StopRequest
 from starling.algorithms import ALGORITHMS
 from starling.errors import RoleError, StarlingError
 from starling.params import Params
@@ -221,7 +221,7 @@ def test_the_help_of_train_lists_every_setting_with_the_presets_value() -> None:
     assert "GridWorld)" in " ".join(said.out.split())
 
 
-@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets"])
+@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets", "doctor", "evidence"])
 def test_every_command_has_help(command: str) -> None:
     said = starling(command, "--help")
 
@@ -338,15 +338,32 @@ def test_an_error_of_a_run_is_kept_with_it(tmp_path: Path) -> None:
     assert starling("ls", "--runs", str(tmp_path)).out.splitlines()[1].split()[1] == "failed"
 
 
-def test_the_first_ctrl_c_asks_and_the_second_ends_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
+
+@pytest.mark.usefixtures("own_signals")
+def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_later_ones_disturb_nothing() -> None:
     with StopRequest() as stopped:
         assert not stopped()
         signal.raise_signal(signal.SIGINT)
         assert stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_run_that_nobody_stopped_gives_the_signals_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) is not before
 
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cluster.report import CheckpointDue, Event, Outcome
 from cluster.reporter import Reporter
 from cluster.resume import resumed, start_of
 from cluster.run_folder import Run, RunFolder
+from cluster.signals import STOPPING
 from cluster.terminal import QuietView
 from starling.metrics import no_clock
 
@@ -394,6 +396,16 @@ def test_only_a_last_checkpoint_that_is_not_saved_makes_the_exit_code_an_error(r
     assert "NOT saved" in out.getvalue()
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put back what a run has put in the place of the signals' handlers."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_signal_leaves_a_checkpoint_and_the_code_130(runs: Path) -> None:
     def engine(config: Config[Any], report: Any, stopped: Any) -> Outcome:
         turns = iter(range(60))

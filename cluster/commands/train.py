@@ -1,6 +1,5 @@
 """`starling train PRESET|FILE.toml` or `--resume RUN`: one run, from its settings to its last line."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
 from cluster.resume import refuse_changes, resumed, taken_from
 from cluster.roles import FRESH, Start
-from cluster.run_folder import Run, RunFolder, checked_name, find_run, free_name
+from cluster.run_folder import Run, RunFolder, checked_name, find_run, free_name, stem_of
 from cluster.signals import StopRequest
 from cluster.tensorboard import TensorBoard
 from cluster.terminal import Mode, make_view
@@ -102,7 +101,7 @@ def main(args: list[str], engine: Engine | None = None) -> int:
     run = _to_resume(before, options)
     if run is None:
         source = only(before, "train", "PRESET or FILE.toml")
-        job = Job(config=_load(source, rest, options), options=options, command=command, stem=_stem(source))
+        job = Job(config=_load(source, rest, options), options=options, command=command, stem=stem_of(source))
     else:
         config = _load(before[0] if before else str(run.config), rest, options)
         refuse_changes(run, load(str(run.config)), config)
@@ -208,15 +207,11 @@ def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Ou
     return replace(outcome, reason="asked") if outcome.reason == "budget" and spent in asked else outcome
 
 
-def _stem(source: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
-
-
 def _engine(job: Job) -> Engine:
     if job.config.runtime == "ray":
         from cluster.launcher import run_ray
 
-        return run_ray
+        return partial(run_ray, start=job.start)
     from cluster.local import run_local  # torch: only where a learner runs in this process
 
     return partial(run_local, start=job.start)
