@@ -35,7 +35,7 @@ class Checkpoint:
 
     params: Params
     facts: Mapping[str, Any]  # `updates` among them, after which it is named
-    roles: Mapping[str, State] = field(default_factory=dict)
+    states: Mapping[str, State] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -65,7 +65,7 @@ class Checkpoints:
         if best and not self._is_worse(checkpoint.facts):
             self._point("BEST", path.name, seal)
         reach("checkpoint.between_pointers")
-        if checkpoint.roles:
+        if checkpoint.states:
             self._point("LATEST", path.name, seal)
         return path
 
@@ -211,10 +211,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the bytes of each file: parameters, the rest of the learner, each shard, and all other roles."""
     files: dict[str, Any] = {PARAMS: save_tensors(checkpoint.params.arrays())}
-    if not checkpoint.roles:
+    if not checkpoint.states:
         return files
     others = State()
-    for name, state in checkpoint.roles.items():
+    for name, state in checkpoint.states.items():
         if name == THE_LEARNER:
             known = {NETWORKS + entry for entry, _ in checkpoint.params.layout.entries}
             files[LEARNER] = save_tensors({key: a for key, a in state.arrays.items() if key not in known})
@@ -237,17 +237,17 @@ def _whole(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
         raise RunError(f"{path} holds parameters alone: a run cannot go on from it")
     try:
         others = unpack_state(_trusted(path, manifest, ROLES))
-        roles = {name: others.under(name) for name in others.meta}
+        states = {name: others.under(name) for name in others.meta}
         arrays: Columns = load_tensors(bytes(_trusted(path, manifest, LEARNER)))
         acting = {NETWORKS + name: array for name, array in params.arrays().items()}
-        roles[THE_LEARNER] = State({**acting, **arrays}, roles[THE_LEARNER].meta)
+        states[THE_LEARNER] = State({**acting, **arrays}, states[THE_LEARNER].meta)
         for file in manifest["sha256"]:
             if file.startswith("replay-"):
                 shard = file.removeprefix("replay-").removesuffix(".codec")
-                roles[f"{A_SHARD}{shard}]"] = unpack_state(_trusted(path, manifest, file))
+                states[f"{A_SHARD}{shard}]"] = unpack_state(_trusted(path, manifest, file))
     except (CodecError, SafetensorError, KeyError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
-    return Checkpoint(params=params, facts=manifest, roles=roles)
+    return Checkpoint(params=params, facts=manifest, states=states)
 
 
 def _params(path: Path, manifest: Mapping[str, Any]) -> Params:

@@ -100,7 +100,7 @@ class Course:
         """Say whether the next checkpoint's count of updates is reached; never for `every` 0."""
         return every > 0 and self.updates // every > self._kept_at // every
 
-    def checkpoint(self, version: int, params: Params, roles: Mapping[str, State]) -> None:
+    def checkpoint(self, version: int, params: Params, states: Mapping[str, State]) -> None:
         """Have the run kept as it stands."""
         self.number += 1
         self._kept_at = self.updates
@@ -111,7 +111,7 @@ class Course:
             best=self.best_mean is None,
             number=self.number,
             best_mean=self.best_mean,
-            roles=roles,
+            states=states,
         )
         self._report(due)
 

@@ -33,7 +33,7 @@ class Orders:
     best_mean: float | None = None
     number: int = 0  # of the newest checkpoint
     params: Params | None = None
-    roles: Mapping[str, State] = field(default_factory=dict)  # of the newest checkpoint
+    states: Mapping[str, State] = field(default_factory=dict)  # of the newest checkpoint
     initial: Params | None = None  # what the networks of a new run begin with
 
 
@@ -43,7 +43,7 @@ EVENTS["Orders"] = Orders
 def send(pipe: int, message: Event | Outcome | Orders) -> None:
     """Write one message whole."""
     fields = as_row(message)
-    arrays = {f"roles/{name}": pack_state(state) for name, state in fields.pop("roles", {}).items()}
+    arrays = {f"states/{name}": pack_state(state) for name, state in fields.pop("states", {}).items()}
     for name in PARAMS:
         params: Params | None = fields.pop(name, None)
         if params is not None:
@@ -88,8 +88,8 @@ def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Event | Outc
     for name in PARAMS:
         if name in arrays:
             fields[name] = wire.decode_params(arrays[name]).copy()
-    packed = {name.removeprefix("roles/"): array for name, array in arrays.items() if name.startswith("roles/")}
+    packed = {name.removeprefix("states/"): array for name, array in arrays.items() if name.startswith("states/")}
     if packed:
-        fields["roles"] = {name: unpack_state(array) for name, array in packed.items()}
+        fields["states"] = {name: unpack_state(array) for name, array in packed.items()}
     message: Event | Outcome | Orders = cls(**fields)
     return message

@@ -15,8 +15,10 @@ from cluster.frames import Inbox, Orders, send
 from cluster.ray_node import RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
 from cluster.roles import FRESH, Start
+from cluster.rows import as_row
 from cluster.signals import undisturbed
 from starling.errors import RoleError
+from starling.params import Params
 
 MAX_SUPERVISORS = 5
 POLL_S = 0.1
@@ -34,7 +36,13 @@ class Launcher:
     ) -> None:
         self._report = report
         self._stopped = stopped
-        self._orders = Orders(config=dump(config), launched_at=time.monotonic())
+        self._orders = Orders(
+            config=dump(config),
+            launched_at=time.monotonic(),
+            states=start.states,
+            initial=Params.of(start.arrays) if start.arrays else None,
+            **as_row(start.past),
+        )
         self._outcome: Outcome | None = None
 
     def run(self) -> Outcome:
@@ -116,8 +124,8 @@ class Launcher:
             self._orders = replace(self._orders, **counters)
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
-            if message.roles:
-                self._orders = replace(self._orders, roles=message.roles, number=message.number)
+            if message.states:
+                self._orders = replace(self._orders, states=message.states, number=message.number)
             elif message.best:
                 self._orders = replace(self._orders, best_mean=message.mean)
         self._report(message)

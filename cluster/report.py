@@ -55,7 +55,7 @@ class CheckpointDue:
     mean: float | None = None  # of its evaluation
     number: int = 0  # of the checkpoint, from 1; 0: parameters alone
     best_mean: float | None = None  # of the run so far
-    roles: Mapping[str, State] = field(default_factory=dict)  # by name, all that the run needs to go on; or nothing
+    states: Mapping[str, State] = field(default_factory=dict)  # by name, all that the run needs to go on; or nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,8 +102,8 @@ class Reporter:
 
     def _checkpoint(self, event: CheckpointDue) -> None:
         """Save what is due, and what the disk refused before; training goes on whatever it says."""
-        self._owed.pop(bool(event.roles), None)
-        self._owed[bool(event.roles)] = event
+        self._owed.pop(bool(event.states), None)
+        self._owed[bool(event.states)] = event
         for kind, due in list(self._owed.items()):
             try:
                 self._save(due)
@@ -115,8 +115,8 @@ class Reporter:
                 del self._owed[kind]
 
     def _save(self, due: CheckpointDue) -> None:
-        facts = {**_facts(due), "settings": self._settings} if due.roles else _facts(due)
-        saved = Checkpoint(params=due.params, facts=facts, roles=due.roles)
+        facts = {**_facts(due), "settings": self._settings} if due.states else _facts(due)
+        saved = Checkpoint(params=due.params, facts=facts, states=due.states)
         path = self._folder.checkpoints.save(saved, best=due.best)
         if due.best or self._best is None:
             self._best = path
@@ -125,4 +125,4 @@ class Reporter:
 
 
 def _facts(due: CheckpointDue) -> dict[str, Any]:
-    return {key: value for key, value in as_row(due).items() if key not in ("params", "best", "roles")}
+    return {key: value for key, value in as_row(due).items() if key not in ("params", "best", "states")}

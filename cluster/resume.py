@@ -56,7 +56,7 @@ def start_of(checkpoint: Checkpoint) -> Start:
     """Return the start that continues a checkpoint."""
     facts = checkpoint.facts
     past = Past(**{name: facts[name] for name in ("env_steps", "updates", "elapsed_s", "best_mean", "number")})
-    return Start(past=past, roles=checkpoint.roles)
+    return Start(past=past, states=checkpoint.states)
 
 
 def taken_from(run: Run, config: Config[Any], spec: Spec) -> Taken:

@@ -43,19 +43,19 @@ class Start:
     """Where the first incarnations of a run's roles begin: at nothing, at a checkpoint, or with parameters alone."""
 
     past: Past = field(default_factory=Past)
-    roles: Mapping[str, State] = field(default_factory=dict)
+    states: Mapping[str, State] = field(default_factory=dict)
     arrays: Columns = field(default_factory=dict)  # of networks, by name: what a new run begins with
     newest: Newest | None = None
 
     def only(self, name: str) -> "Start":
         """Return what one role needs of it."""
-        roles = {name: self.roles[name]} if name in self.roles else {}
-        return replace(self, roles=roles)
+        states = {name: self.states[name]} if name in self.states else {}
+        return replace(self, states=states)
 
     def restore(self, name: str, role: Any, generation: int) -> None:
         """Hand a role its state, if it is the one that the state was kept for."""
-        if name in self.roles and not generation:
-            role.restore(self.roles[name])
+        if name in self.states and not generation:
+            role.restore(self.states[name])
 
 
 FRESH = Start()

@@ -160,10 +160,10 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
     course = Course(config.goal, partial(send, pipe), time.monotonic, past, orders.launched_at)
     members = Members(time.monotonic, course.note)
     newest = None
-    if orders.params is not None and not orders.roles:
+    if orders.params is not None and not orders.states:
         newest = Newest(orders.version, orders.updates, orders.params)
     initial = {} if orders.initial is None else dict(orders.initial.arrays())
-    start = Start(past=past, roles=orders.roles, arrays=initial, newest=newest)
+    start = Start(past=past, states=orders.states, arrays=initial, newest=newest)
     launch.replay(members, config, spec, time.monotonic, start)
     return Supervisor(members, course, config, spec).run(stopped)
 

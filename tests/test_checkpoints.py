@@ -52,23 +52,23 @@ def whole_of(value: float, updates: int) -> Checkpoint:
     """Return a checkpoint that a run can go on from."""
     params = params_of(value)
     nets = {f"nets/networks/{name}": array for name, array in params.arrays().items()}
-    roles = {
+    states = {
         "learner[0]": State({**nets, "nets/targets/target": params.buffer}, {"updates": updates, "nets": {}}),
         "replay_server[0]": State({"masses": np.arange(updates, dtype=float)}, {"size": updates}),
         "replay_server[1]": State({"masses": np.ones(3)}, {"size": 3}),
         "evaluator[0]": State(meta={"best_mean": float("-inf")}),
     }
-    return Checkpoint(params=params, facts=facts(updates, number=updates), roles=roles)
+    return Checkpoint(params=params, facts=facts(updates, number=updates), states=states)
 
 
 def assert_same(found: Checkpoint, saved: Checkpoint) -> None:
     assert np.array_equal(found.params.buffer, saved.params.buffer)
     assert {name: found.facts[name] for name in saved.facts} == saved.facts
-    assert found.roles.keys() == saved.roles.keys()
-    for name, state in saved.roles.items():
-        assert found.roles[name].meta == state.meta
-        assert found.roles[name].arrays.keys() == state.arrays.keys()
-        assert all(np.array_equal(found.roles[name].arrays[key], array) for key, array in state.arrays.items())
+    assert found.states.keys() == saved.states.keys()
+    for name, state in saved.states.items():
+        assert found.states[name].meta == state.meta
+        assert found.states[name].arrays.keys() == state.arrays.keys()
+        assert all(np.array_equal(found.states[name].arrays[key], array) for key, array in state.arrays.items())
 
 
 def test_all_roles_come_back_as_they_were_saved(tmp_path: Path) -> None:

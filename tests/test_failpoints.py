@@ -60,7 +60,7 @@ def test_a_run_that_dies_at_a_durable_step_goes_on_to_the_same_end(
     checkpoints = tmp_path / "a" / "checkpoints"
     kept = (checkpoints / "LATEST").exists()
     if kept:
-        assert load_to_resume(checkpoints).roles
+        assert load_to_resume(checkpoints).states
 
     again = (
         ("--resume", "a", *runs, "--quiet")
