@@ -69,6 +69,11 @@ class Checkpoints:
             self._point("LATEST", path.name, seal)
         return path
 
+    def best(self) -> Path | None:
+        """Return the best checkpoint, or the latest before anything was evaluated, if there is one."""
+        pointer = self._pointer("BEST") or self._pointer("LATEST")
+        return self._path / pointer.split()[0] if pointer else None
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` that the run can go on from, and those that are pointed to."""
         reach("checkpoint.before_prune")

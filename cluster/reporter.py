@@ -54,7 +54,6 @@ class Reporter:
         self._settings = fixed_settings(config)
         self._keep = config.checkpoint.keep
         self._last: Sample | None = None
-        self._best: Path | None = None
         self._owed: dict[bool, CheckpointDue] = {}  # the newest to go on from, and the best parameters alone
 
     @property
@@ -84,7 +83,7 @@ class Reporter:
         """Record how the run ended, and say so."""
         self._folder.add_event({"event": "ended", **as_row(outcome)})
         self._scalars.close()
-        self._view.ended(outcome, self._best)
+        self._view.ended(outcome, self._folder.checkpoints.best())
 
     def failed(self, error: BaseException) -> None:
         """Record what ended the run before its time, with the traceback."""
@@ -118,8 +117,6 @@ class Reporter:
         facts = {**_facts(due), "settings": self._settings} if due.states else _facts(due)
         saved = Checkpoint(params=due.params, facts=facts, states=due.states)
         path = self._folder.checkpoints.save(saved, best=due.best)
-        if due.best or self._best is None:
-            self._best = path
         self._folder.add_event({"event": "checkpoint", **_facts(due), "best": due.best, "path": path.name})
         self._folder.checkpoints.prune(self._keep)
 
