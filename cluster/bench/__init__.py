@@ -1,1 +1,1 @@
-"""How fast each role is, beside what nothing on this machine can exceed: measured together, in processes of their own."""
+"""How fast each role is, beside what this machine allows: measured together, in processes of their own."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from actors.copies import Copies, autoreset_mode
@@ -30,7 +31,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
         value=value,
         unit="env_steps/s",
         limit=limit,
-        limit_name="environments, network and argmax in a bare loop",
+        limit_name="a bare loop of the same",
         settings={
             "env": config.env.id,
             "copies": config.env.copies,
@@ -52,23 +53,32 @@ def bare_loop(config: Config[Any], spec: Spec, params: Params) -> Work:
 
     def work() -> int:
         nonlocal obs
+        steps = 0
         for _ in range(config.actor.unroll_length):
-            obs = step(algorithm.greedy(forward(obs)))
-        return config.actor.unroll_length * copies.num_copies
+            obs, real = step(algorithm.greedy(forward(obs)))
+            steps += real
+        return steps
 
     return work
 
 
-def bare_step(copies: Copies) -> Callable[[Array], Array]:
-    """Return actions to observations with nothing kept: the vector's own step, and its resets where it makes none."""
+def bare_step(copies: Copies) -> Callable[[Array], tuple[Array, int]]:
+    """Return actions to observations with nothing kept, and how many copies really stepped instead of being reset."""
     vector = copies.vector
     spaces = Spaces.of(copies.config.id, vector.single_observation_space, vector.single_action_space)
-    resets_itself = autoreset_mode(vector, copies.config.id) is not AutoresetMode.DISABLED
+    mode = autoreset_mode(vector, copies.config.id)
+    resetting = 0
 
-    def step(action: Array) -> Array:
+    def step(action: Array) -> tuple[Array, int]:
+        nonlocal resetting
         obs, _, terminated, truncated, _ = vector.step(spaces.write(action))
-        if not resets_itself and (ends := terminated | truncated).any():
+        real = copies.num_copies - resetting
+        ends = terminated | truncated
+        ended = int(np.count_nonzero(ends))
+        if mode is AutoresetMode.NEXT_STEP:
+            resetting = ended
+        elif mode is AutoresetMode.DISABLED and ended:
             obs, _ = vector.reset(options={"reset_mask": ends})
-        return spaces.read(obs)
+        return spaces.read(obs), real
 
     return step

@@ -40,7 +40,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
         value=value,
         unit="updates/s",
         limit=limit,
-        limit_name="losses and optimizer on batches in memory",
+        limit_name="the same on tensors in memory",
         settings={
             "batch_size": config.learner.batch_size,
             "threads": config.learner.threads,

@@ -23,7 +23,8 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the milliseconds of both fetches."""
     params = Params(Layout((("weights", (SIZE,)),)), np.ones(SIZE, np.float32))
     with started_ray():
-        server = ray.remote(ParamProcess).options(num_cpus=0.1).remote(partial(build_param_server, time.monotonic))
+        process: Any = ray.remote(ParamProcess)
+        server = process.options(num_cpus=0.1).remote(partial(build_param_server, time.monotonic))
         ray.get(server.publish.remote(VERSION, wire.encode_params(params)))
         works = [_fetching(server), _copying(params), _asking(server), round_trip(idle())]
         fetch, copy, ask, no_op = (1e3 / rate for rate in rates(works, seconds))
@@ -34,7 +35,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
             value=fetch,
             unit="ms",
             limit=no_op + copy,
-            limit_name="a call of Ray that does nothing, and a memory copy",
+            limit_name="an idle Ray call, a memory copy",
             better="lower",
             settings=settings,
         ),
@@ -43,7 +44,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
             value=ask,
             unit="ms",
             limit=no_op,
-            limit_name="a call of Ray that does nothing",
+            limit_name="an idle Ray call",
             better="lower",
             settings=settings,
         ),

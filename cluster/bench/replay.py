@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.envs import measure_spec
 from cluster.bench.figure import Figure, Work, rates
@@ -33,7 +32,7 @@ WRITERS = 2
 UNROLLS = 16  # played beforehand, and sent over and over
 READY_LIMIT_S = 60.0
 WINDOWS = 8
-NO_OP = "a call of Ray that does nothing"
+NO_OP = "an idle Ray call"
 
 
 def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
@@ -74,7 +73,7 @@ def throughput(config: Config[Any], spec: Spec, params: Params, seconds: float) 
     inserted, sampled = _flows(members, seconds)
     no_op = median([no_op, calls_per_s(seconds / 4)])
     settings = {"shards": len(shards), "writers": WRITERS, "steps_per_push": push, "batch": BATCH, "both": "at once"}
-    limits = {"limit_name": f"as many in each {NO_OP}, nothing else going on", "settings": settings}
+    limits: dict[str, Any] = {"limit_name": "as many in each idle Ray call", "settings": settings}
     return [
         Figure(name="replay.ray.insert_steps_per_s", value=inserted, unit="steps/s", limit=no_op * push, **limits),
         Figure(name="replay.ray.sample_windows_per_s", value=sampled, unit="windows/s", limit=no_op * BATCH, **limits),

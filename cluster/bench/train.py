@@ -49,7 +49,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
         "samples_per_insert": config.replay.samples_per_insert,
         "cores": cores(),
     }
-    slower = {"limit_name": "the slower of a bare actor and a bare learner", "settings": settings}
+    slower: dict[str, Any] = {"limit_name": "slower of bare actor, bare learner", "settings": settings}
     return [
         Figure(name=f"{name}.env_steps_per_s", value=measured[0], unit="env_steps/s", limit=env_steps, **slower),
         Figure(name=f"{name}.updates_per_s", value=measured[1], unit="updates/s", limit=updates, **slower),
@@ -117,7 +117,10 @@ def speeds(samples: Sequence[Sample]) -> tuple[float, float]:
     """Return the env steps and updates per second, medians between samples; the first ones fill the replay."""
     pairs = [(a, b) for a, b in pairwise([Sample(0.0, 0, 0), *samples]) if b.elapsed_s > a.elapsed_s]
     seen = [
-        ((b.env_steps - a.env_steps) / (b.elapsed_s - a.elapsed_s), (b.updates - a.updates) / (b.elapsed_s - a.elapsed_s))
+        (
+            (b.env_steps - a.env_steps) / (b.elapsed_s - a.elapsed_s),
+            (b.updates - a.updates) / (b.elapsed_s - a.elapsed_s),
+        )
         for a, b in pairs[2:-1] or pairs
     ]
     return median(env_steps for env_steps, _ in seen), median(updates for _, updates in seen)
