@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from cluster.config import is_file, load
 from cluster.ray_node import RayNode
 from cluster.rows import as_row, json_line
 from starling.errors import RoleError
+
+END_LIMIT_S = 15.0
 
 BENCHES = {
     "actors": "cluster.bench.actors",
@@ -44,10 +47,14 @@ def run_bench(name: str, source: str, seconds: float) -> list[Figure]:
             os.close(write_end)
             with os.fdopen(read_end, encoding="utf-8") as pipe:
                 rows: list[dict[str, Any]] = [json.loads(line) for line in pipe]
-            if process.wait():
+            if process.wait(timeout=END_LIMIT_S):
                 log.seek(0)
                 said = log.read().decode("utf-8", "replace").strip().splitlines() or ["nothing"]
                 raise RoleError(f"bench {name} ended with code {process.returncode}: {said[-1]}")
+    except KeyboardInterrupt:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=END_LIMIT_S)  # it heard of it too, and takes what it started with it
+        raise
     finally:
         node.kill()
         node.remove()

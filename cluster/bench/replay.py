@@ -25,6 +25,7 @@ from starling.params import Params
 from starling.spec import Spec
 from starling.types import Progress, ReplaySink, ReplaySource, SampleRequest, Unroll
 
+PER_REQUEST = 4  # batches that the sampler asks for at once
 BATCH = 512  # windows of a sample, and steps of an unroll where a shard's own time is measured
 PUSH = 256  # steps of an unroll that goes through Ray, at least
 ROWS = 1_000_000  # in a shard whose own time is measured
@@ -72,7 +73,14 @@ def throughput(config: Config[Any], spec: Spec, params: Params, seconds: float) 
     members.loop("sampler", 0, partial(Sampler, config, time.monotonic), source=shards)
     inserted, sampled = _flows(members, seconds)
     no_op = median([no_op, calls_per_s(seconds / 4)])
-    settings = {"shards": len(shards), "writers": WRITERS, "steps_per_push": push, "batch": BATCH, "both": "at once"}
+    settings = {
+        "shards": len(shards),
+        "writers": WRITERS,
+        "steps_per_push": push,
+        "batch": BATCH,
+        "batches_per_request": PER_REQUEST,
+        "at_once": True,
+    }
     limits: dict[str, Any] = {"limit_name": "as many in each idle Ray call", "settings": settings}
     return [
         Figure(name="replay.ray.insert_steps_per_s", value=inserted, unit="steps/s", limit=no_op * push, **limits),
@@ -116,7 +124,7 @@ class Sampler:
 
     def __init__(self, config: Config[Any], clock: Clock, source: ReplaySource, generation: int) -> None:
         self._rng = np.random.default_rng(config.seed)
-        self._router = Router(source, config.replay, BATCH, self._rng, clock)
+        self._router = Router(source, config.replay, BATCH, self._rng, clock, batches_per_request=PER_REQUEST)
         self._meter = Meter(clock)
 
     def step(self) -> Progress:

@@ -23,6 +23,9 @@ from starling.config import did_you_mean, shown
 from starling.errors import RunError, check
 
 
+WIDTH = 110
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
     """What is measured, and for how long."""
@@ -57,7 +60,9 @@ def main(args: list[str]) -> int:
     started, load_average = datetime.now(UTC), os.getloadavg()[0]
     chosen = list(BENCHES) if name == "all" else [name]
     figures = [figure for bench in chosen for figure in run_bench(bench, options.preset, options.seconds)]
-    Console().print(table(figures))
+    console = Console()
+    console.width = max(console.width, WIDTH)  # a pipe is taken for 80 columns wide
+    console.print(table(figures))
     if options.json:
         machine = {**provenance(["starling", "bench", *args], started), **processor(), "load_average": load_average}
         text = json.dumps(plain({**machine, "figures": [figure.row() for figure in figures]}), indent=2)
@@ -75,7 +80,7 @@ def table(figures: Sequence[Figure]) -> Table:
     for heading in ("value", "limit", "ratio"):
         shows.add_column(heading, justify="right", no_wrap=True)
     shows.add_column("unit", no_wrap=True)
-    shows.add_column("limit is")
+    shows.add_column("limit is", no_wrap=True)
     for figure in figures:
         numbers = (readable(figure.value), readable(figure.limit), f"{figure.ratio:.2f}")
         shows.add_row(figure.name, *numbers, figure.unit, figure.limit_name)
