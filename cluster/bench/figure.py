@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cluster.rows import as_row
 
-WINDOWS = 8
+WINDOWS = 20
 
 Work = Callable[[], int]
 """Does a little work, and returns how much."""

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,32 +32,30 @@ BENCHES = {
 def run_bench(name: str, source: str, seconds: float) -> list[Figure]:
     """Return the figures of one benchmark at the settings of a preset or a file; nothing that it started is left."""
     node = RayNode.prepare()
-    read_end, write_end = os.pipe()
-    arguments = [name, source, str(seconds), str(write_end)]
     try:
-        with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.bench.process", *arguments],
-                env=node.environment(os.environ),
-                stdout=log,
-                stderr=log,
-                pass_fds=(write_end,),
-            )
-            os.close(write_end)
-            with os.fdopen(read_end, encoding="utf-8") as pipe:
-                rows: list[dict[str, Any]] = [json.loads(line) for line in pipe]
-            if process.wait(timeout=END_LIMIT_S):
-                log.seek(0)
-                said = log.read().decode("utf-8", "replace").strip().splitlines() or ["nothing"]
-                raise RoleError(f"bench {name} ended with code {process.returncode}: {said[-1]}")
-    except KeyboardInterrupt:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=END_LIMIT_S)  # it heard of it too, and takes what it started with it
-        raise
+        rows, code, said = _measured([name, source, str(seconds)], node.environment(os.environ))
     finally:
         node.kill()
         node.remove()
+    if code:
+        raise RoleError(f"bench {name} ended with code {code}: {said}")
     return [Figure(**row) for row in rows]
+
+
+def _measured(arguments: list[str], environment: dict[str, str]) -> tuple[list[dict[str, Any]], int, str]:
+    """Return what the process measured, its exit code, and the last line of what it said."""
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "cluster.bench.process", *arguments, str(write_end)]
+    with tempfile.TemporaryFile() as log, os.fdopen(read_end, encoding="utf-8") as pipe:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=(write_end,))
+        os.close(write_end)
+        try:
+            rows = [json.loads(line) for line in pipe]
+        finally:
+            code = process.wait(timeout=END_LIMIT_S)  # at Ctrl-C too: it heard of it, and ends what it started
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+    return rows, code, said[-1]
 
 
 def main() -> None:

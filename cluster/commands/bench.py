@@ -22,7 +22,6 @@ from cluster.rows import plain
 from starling.config import did_you_mean, shown
 from starling.errors import RunError, check
 
-
 WIDTH = 110
 
 
