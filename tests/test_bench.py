@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.bench.figure import Figure, rate, rates
+from cluster.bench.figure import WINDOWS, Figure, rate, rates
 from cluster.bench.process import BENCHES, run_bench, stem
 from cluster.bench.train import Sample, allowed, speeds
 from cluster.cli import main
@@ -79,7 +79,7 @@ def test_each_work_is_measured_in_turn() -> None:
 
     rates([lambda: turns.append("a") or 1, lambda: turns.append("b") or 1], 0.0)
 
-    assert "".join(turns) == "ab" + 8 * "ab"
+    assert "".join(turns) == "ab" + WINDOWS * "ab"
 
 
 def test_work_is_done_once_at_least() -> None:

@@ -22,6 +22,7 @@ from cluster.config import Config, dump
 from cluster.ray_node import RayNode
 from starling.errors import RoleError
 
+STOP_LIMIT_S = 12.0
 STARLING = "import sys; from cluster.cli import main; sys.exit(main())"
 BARE_START = "import os, torch, ray; ray.init(address='local', include_dashboard=False, _temp_dir=os.environ['FOLDER'])"
 
@@ -104,10 +105,13 @@ def train(config: Config[Any], seconds: float) -> tuple[float, list[Sample]]:
             subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         ):
             assert process.stdout is not None
-            for row in map(json.loads, process.stdout):
-                if row["event"] == "sample" and row["env_steps"]:
-                    start_s = start_s or time.monotonic() - began - row["elapsed_s"]
-                    samples.append(Sample(row["elapsed_s"], row["env_steps"], row["updates"]))
+            try:
+                for row in map(json.loads, process.stdout):
+                    if row["event"] == "sample" and row["env_steps"]:
+                        start_s = start_s or time.monotonic() - began - row["elapsed_s"]
+                        samples.append(Sample(row["elapsed_s"], row["env_steps"], row["updates"]))
+            finally:
+                process.wait(timeout=STOP_LIMIT_S)  # at Ctrl-C it takes its roles with it
         if not samples:
             raise RoleError(f"starling train made no step: {log.read_text('utf-8', 'replace').strip()}")
     return start_s, samples
