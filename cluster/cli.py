@@ -22,6 +22,8 @@ COMMANDS = {
     "doctor": ("cluster.commands.doctor", "[flags]", "say whether this machine is fit for a run"),
     "presets": ("cluster.commands.presets", "[NAME]", "list the presets, or show one as TOML"),
     "ls": ("cluster.commands.ls", "[flags]", "list the runs"),
+    "export": ("cluster.commands.export", "RUN --numpy|--onnx", "write a run's policy for use without Starling"),
+    "bench": ("cluster.commands.bench", "NAME|all [flags]", "measure each role beside what the machine allows"),
     "show": ("cluster.commands.show", "RUN [flags]", "say what a run is and how far it is"),
 }
 

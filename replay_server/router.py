@@ -74,13 +74,12 @@ class Router:
 
     def take(self) -> Sampled | str:
         """Return the next batch, or say who waits for whom."""
-        self._receive()
-        for _ in range(2):  # the first answers may only say what the shards hold
+        for _ in range(3):  # the first answers may only say what the shards hold
             self._request()
-            self._receive()
             if self._ready:
                 self._meter.count("batches")
                 return self._ready.popleft()
+            self._receive()  # only when nothing is left, since looking for answers costs a call
         return self._reason()
 
     def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
