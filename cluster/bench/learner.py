@@ -60,7 +60,7 @@ def sampled_batches(config: Config[Any], spec: Spec) -> list[Sampled]:
             shard.insert(unroll)
     rng = np.random.default_rng(config.seed)
     replay = type(config.replay)(min_windows=1, samples_per_insert=0.0, beta=config.replay.beta)
-    router = Router(LocalReplay(shards), replay, config.learner.batch_size, rng, no_clock)
+    router = Router(LocalReplay(shards), replay, rng, no_clock, config.learner.batch_size)
     taken = [router.take() for _ in range(BATCHES)]
     return [sampled for sampled in taken if isinstance(sampled, Sampled)]
 

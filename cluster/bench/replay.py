@@ -124,7 +124,7 @@ class Sampler:
 
     def __init__(self, config: Config[Any], clock: Clock, source: ReplaySource, generation: int) -> None:
         self._rng = np.random.default_rng(config.seed)
-        self._router = Router(source, config.replay, BATCH, self._rng, clock, batches_per_request=PER_REQUEST)
+        self._router = Router(source, config.replay, self._rng, clock, BATCH, PER_REQUEST)
         self._meter = Meter(clock)
 
     def step(self) -> Progress:
