@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.threads import ONE_THREAD
+
 MARK = "STARLING_RUN_MARK"
 """Every process of a run carries this in its environment, so that none can be left behind unseen."""
 
@@ -49,9 +51,7 @@ class RayNode:
             "RAY_timeout_ms_task_wait_for_death_info": "100",
             "RAY_max_direct_call_object_size": str(1 << 20),
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # roles without a GPU share must still see it if told to
-            "OMP_NUM_THREADS": "1",  # processes that share cores: two spinning threads each would halt one another
-            "OPENBLAS_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
+            **ONE_THREAD,
         }
 
     def kill(self) -> int:
