@@ -63,6 +63,12 @@ class Config(Generic[A]):
         _at_most("learner.batch_size", batch, "replay.capacity", capacity)
         _at_most("replay.min_windows", self.replay.min_windows, "replay.capacity", capacity)
         _at_most("replay.shards", shards, "actor.num", self.actor.num)  # an actor's streams stay on one shard
+        unrolls = 2 * shards * self.actor.unroll_length * self.env.copies  # twice: each step may end an episode
+        check(
+            capacity >= unrolls,
+            f"replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = {unrolls}, "
+            f"got {capacity}",
+        )
 
 
 class Preset(NamedTuple):
