@@ -113,6 +113,8 @@ def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[
     """
     below = read_layers(source)
     cls = config_type(below)
+    named = any(flag.key == "algorithm.name" for flag in flags)
+    check(not named, "algorithm.name must be set in a file, since it says which settings there are, got a flag")
     return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
 
 
