@@ -50,14 +50,14 @@ class Actor:
 
     def step(self) -> Progress:
         """Play and send one unroll, or report for whom it waits."""
+        if wait := self._sink.must_wait():
+            self._meter.enter("waiting_credit")
+            return Progress(waits=f"{self.name} waits for {wait}")
         if self._since_fetch >= self._config.fetch_every:
             self._refresh()
         if self._version == 0:
             self._meter.enter("waiting_params")
             return Progress(waits=f"{self.name} waits for the first parameters")
-        if wait := self._sink.must_wait():
-            self._meter.enter("waiting_credit")
-            return Progress(waits=f"{self.name} waits for {wait}")
         unroll = self._rollout.collect(self._config.unroll_length, self._version, self._meter)
         self._meter.enter("inserting")
         self._sink.insert(unroll)

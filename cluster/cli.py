@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from cluster.threads import ONE_THREAD
+from cluster.cores import share_cores
 from starling.errors import ClusterError, StarlingError, UsageError
 
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -22,10 +22,12 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    share_cores(os.environ)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for environments by import path; last, so that nobody's learner/ shadows ours
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    _prepare()
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
@@ -54,14 +56,6 @@ def usage() -> str:
             "try: starling train cartpole",
         ]
     )
-
-
-def _prepare() -> None:
-    """Do what must come before the first heavy import, for this process and those that it starts."""
-    for name, number in ONE_THREAD.items():
-        os.environ.setdefault(name, number)  # two spinning threads on shared cores made a run ten times slower
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for environments by import path; last, so that nobody's learner/ shadows ours
 
 
 def _dispatch(args: list[str]) -> int:

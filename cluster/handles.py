@@ -16,7 +16,7 @@ from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 
 ANSWER_LIMIT_S = 30.0  # a call without an answer for so long is given up and counted
 CREDIT_EVERY_S = 0.005  # between questions for insert credit
-FETCH_EVERY_S = 0.005  # between questions for newer parameters
+FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 
 

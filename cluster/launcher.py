@@ -14,11 +14,13 @@ from cluster.config import Config, dump
 from cluster.frames import Inbox, Orders, send
 from cluster.ray_node import RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
+from cluster.signals import undisturbed
 from starling.errors import RoleError
 
 MAX_SUPERVISORS = 5
 POLL_S = 0.1
-STOP_LIMIT_S = 9.0  # from the request to stop to the end of every process
+STOP_LIMIT_S = 6.0  # from the request to stop to the supervisor's last word
+EXIT_LIMIT_S = 3.0  # from a supervisor's last word to its exit
 LOG_TAIL_BYTES = 4_000
 REFUSED = 2  # a supervisor's exit code for what another attempt would meet again
 
@@ -42,10 +44,22 @@ class Launcher:
                 raise RoleError(log.strip().splitlines()[-1])
             self._note("supervisor_lost", attempt=attempt, exit_code=code, log=log)
             if self._stopped():
-                break
+                return self._cut_short()
         raise RoleError(
             f"the supervisor ended {attempt} times without an outcome, the last time with code {code}; "
             "see events.jsonl in the run folder"
+        )
+
+    def _cut_short(self) -> Outcome:
+        """Return what is known of a run that was asked to stop and whose supervisor did not say how it ended."""
+        orders = self._orders
+        return Outcome(
+            reason="interrupted",
+            env_steps=orders.env_steps,
+            updates=orders.updates,
+            train_s=orders.elapsed_s,
+            params_sha256="",
+            best_mean=orders.best_mean,
         )
 
     def _supervise(self) -> tuple[int, str]:
@@ -67,11 +81,12 @@ class Launcher:
             assert process.stdin is not None
             send(process.stdin.fileno(), self._orders)
             self._follow(process, read_end)
-            return process.wait(timeout=STOP_LIMIT_S), log.read_text("utf-8", "replace")[-LOG_TAIL_BYTES:]
+            return _ended(process), log.read_text("utf-8", "replace")[-LOG_TAIL_BYTES:]
         finally:
-            os.close(read_end)
-            node.kill()
-            node.remove()
+            with undisturbed():
+                os.close(read_end)
+                node.kill()
+                node.remove()
 
     def _follow(self, process: "subprocess.Popen[bytes]", pipe: int) -> None:
         """Pass on what the supervisor tells until it has nothing more to say."""
@@ -104,6 +119,15 @@ class Launcher:
 
     def _note(self, what: str, **facts: Any) -> None:
         self._report(Noted(elapsed_s=self._orders.elapsed_s, what=what, facts=facts))
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int:
+    """Return a supervisor's exit code; one that has said its last word but does not go is killed."""
+    try:
+        return process.wait(timeout=EXIT_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def run_ray(config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> Outcome:

@@ -22,6 +22,7 @@ from starling.metrics import Clock
 
 START_LIMIT_S = 60.0  # from creation to the first turn of the loop: imports, environments, the first parameters
 HANG_LIMIT_S = 10.0
+STOP_LIMIT_S = 3.0  # for every loop's present step
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 30.0)
 
@@ -87,8 +88,8 @@ class Members:
 
     def stop(self) -> dict[str, Beat]:
         """Let every loop end its present step, and return their last words."""
-        loops = {m.name: m.handle.stop.remote() for m in self._members.values() if m.peers and m.handle is not None}
-        done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=6.0) if loops else ([], [])
+        loops = {m.name: m.handle.stop.remote() for m in self._members.values() if m.peers and m.beat is not None}
+        done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=STOP_LIMIT_S) if loops else ([], [])
         return {
             name: beat for name, answer in loops.items() if answer in done and (beat := _answer(answer)) is not None
         }
@@ -121,11 +122,11 @@ class Members:
 
     def ask(self, name: str, method: str, *args: Any, limit_s: float) -> Any:
         """Return a role's answer to one call, or None if it is down or does not answer in time."""
-        handle = self._members[name].handle
-        if handle is None:
+        member = self._members[name]
+        if member.beat is None:
             return None
         try:
-            return ray.get(getattr(handle, method).remote(*args), timeout=limit_s)
+            return ray.get(getattr(member.handle, method).remote(*args), timeout=limit_s)
         except (RayActorError, GetTimeoutError):
             return None
 
@@ -191,8 +192,7 @@ class Members:
         """End this incarnation for good, and plan the next one within the budget."""
         now = self._clock()
         member.before = self.counts(member.name)
-        lost = member.beat.lost if member.beat else 0
-        self._happen("lost", role=member.name, generation=member.generation, why=why, unanswered_calls=lost)
+        self._happen("lost", role=member.name, generation=member.generation, why=why, held=_held(member))
         self._kill(member)
         member.restarts.append(now)
         while now - member.restarts[0] > RESTART_WINDOW_S:
@@ -213,6 +213,13 @@ class Members:
             except ProcessLookupError:
                 member.pid = 0
         ray.kill(member.handle, no_restart=True)
+
+
+def _held(member: Member) -> dict[str, float]:
+    """Return what an incarnation held when it was last heard: a shard's windows, a learner's updates."""
+    stats = member.beat.stats if member.beat else {}
+    figures = {**stats.get("counts", {}), **stats.get("gauges", {})}
+    return {name: figures[name] for name in ("windows", "rows", "updates", "env_steps", "version") if name in figures}
 
 
 def _remote(process: type) -> Any:

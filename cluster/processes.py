@@ -22,6 +22,7 @@ Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; larger ones as one object per version
 IDLE_S = 0.001
 WAIT_S = 0.05
+STOP_S = 2.5
 
 
 class Beat(NamedTuple):
@@ -153,7 +154,7 @@ class LoopProcess:
     def stop(self) -> Beat:
         """End the loop after the present step, and say what is left to say."""
         self._stopping.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=STOP_S)
         return self.beat()
 
     def _run(self, build: Callable[..., Role], generation: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.threads import ONE_THREAD
+from cluster.cores import ONE_THREAD
 
 MARK = "STARLING_RUN_MARK"
 """Every process of a run carries this in its environment, so that none can be left behind unseen."""

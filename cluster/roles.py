@@ -89,7 +89,6 @@ def build_learner(
     params: ParamSource,
     generation: int = 0,
     start: Start | None = None,
-    batches_per_request: int = 1,
 ) -> Any:
     """Return the learner and the router through which it samples."""
     import torch  # only the learner's process pays for it
@@ -100,8 +99,8 @@ def build_learner(
         torch.set_flush_denormal(True)  # those of a converged network cost a third of the speed
 
     router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
-    batch_size = config.learner.batch_size
-    router = Router(source, config.replay, batch_size, router_rng, clock, batches_per_request=batches_per_request)
+    sizes = config.learner.batch_size, config.learner.batches_per_request, config.learner.requests_ahead
+    router = Router(source, config.replay, router_rng, clock, *sizes)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
     learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
     if generation:

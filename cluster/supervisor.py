@@ -32,7 +32,7 @@ from starling.params import Params
 
 TICK_S = 0.05
 OBJECT_STORE_BYTES = 256 << 20
-SERVER_LIMIT_S = 5.0
+SERVER_LIMIT_S = 1.0
 LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
 
 

@@ -32,6 +32,10 @@ class LearnerConfig:
 
     batch_size: int = 64
     """windows per update"""
+    batches_per_request: int = 4
+    """batches that one round of calls to the shards brings"""
+    requests_ahead: int = 3
+    """rounds that are under way or waiting to be learned from"""
     publish_every: int = 10
     """updates between versions of the parameters"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -42,5 +46,8 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, f"learner.batch_size must be >= 1, got {self.batch_size}")
+        requests = self.batches_per_request
+        check(requests >= 1, f"learner.batches_per_request must be >= 1, got {requests}")
+        check(self.requests_ahead >= 1, f"learner.requests_ahead must be >= 1, got {self.requests_ahead}")
         check(self.publish_every >= 1, f"learner.publish_every must be >= 1, got {self.publish_every}")
         check(self.threads >= 1, f"learner.threads must be >= 1, got {self.threads}")

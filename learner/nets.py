@@ -36,13 +36,14 @@ class LearnerNets:
         self.flat = torch.zeros(self.layout.size, device=device)
         self.gradient = torch.zeros_like(self.flat)
         self.vectors: dict[str, nn.Parameter] = {}  # by network: its part of `flat`, what an optimizer moves
+        self.gradients: dict[str, Tensor] = {}  # by network: its part of `gradient`
         start = 0
         for name, module in self._modules.items():
             size = sum(p.numel() for p in module.parameters())
             part = slice(start, start + size)
             _move_into(module, self.flat[part], self.gradient[part])
             self.vectors[name] = nn.Parameter(self.flat[part])
-            self.vectors[name].grad = self.gradient[part]
+            self.gradients[name] = self.vectors[name].grad = self.gradient[part]
             start += size
         self._targets = {
             name: (target, self._target(target, networks, spec, device)) for name, target in targets.items()

@@ -1,9 +1,10 @@
 """One optimizer for each group of networks, with clipping and refusal of what is not finite."""
 
 from collections.abc import Mapping
+from math import hypot, isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.config import OptimizerConfig
 from learner.nets import LearnerNets
@@ -27,20 +28,20 @@ class Optimizers:
             networks = self._groups[name].networks
             losses[name].backward(inputs=self._nets.parameters(*networks), retain_graph=name != due[-1])
         norms = {name: self._norm(name) for name in due}
-        finite = torch.stack([torch.isfinite(losses[name].detach() + norms[name]) for name in due]).all()
-        if not bool(finite):
+        if not all(isfinite(norm) and isfinite(losses[name].item()) for name, norm in norms.items()):
             return False
-        for name in due:
-            if self._config.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(self._vectors(name), self._config.clip_norm, norms[name])
+        for name, norm in norms.items():
+            if 0.0 < self._config.clip_norm < norm:
+                for gradient in self._gradients(name):
+                    gradient.mul_(self._config.clip_norm / norm)
             self._optimizers[name].step()
         return True
 
-    def _norm(self, name: str) -> Tensor:
-        return torch.nn.utils.get_total_norm([v.grad for v in self._vectors(name) if v.grad is not None])
+    def _norm(self, name: str) -> float:
+        return hypot(*(torch.linalg.vector_norm(gradient).item() for gradient in self._gradients(name)))
 
-    def _vectors(self, name: str) -> list[nn.Parameter]:
-        return [self._nets.vectors[network] for network in self._groups[name].networks]
+    def _gradients(self, name: str) -> list[Tensor]:
+        return [self._nets.gradients[network] for network in self._groups[name].networks]
 
 
 def _optimizer(config: OptimizerConfig, group: Group, nets: LearnerNets) -> torch.optim.Optimizer:

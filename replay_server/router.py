@@ -42,9 +42,9 @@ class Router:
         self,
         source: ReplaySource,
         config: ReplayConfig,
-        batch_size: int,
         rng: np.random.Generator,
         clock: Clock,
+        batch_size: int,
         batches_per_request: int = 1,
         depth: int = 2,
     ) -> None:

@@ -10,9 +10,9 @@ def n_step(reward: Any, terminated: Any, valid: Any, discount: float) -> tuple[A
     truncation leaves it, so a truncated window bootstraps from the observation stored after its last step.
     """
     assert reward.shape == terminated.shape == valid.shape, "reward, terminated and valid must be [L, W] alike"
-    total = 0.0 * reward[0]
-    factor, decay = total + 1.0, total + discount  # arrays of reward's own precision
-    for t in range(len(reward)):
-        total = total + factor * valid[t] * reward[t]
-        factor = factor * (1.0 + valid[t] * (decay * ~terminated[t] - 1.0))
-    return total, factor
+    earned = reward * valid
+    total = earned[0]
+    for t in range(1, len(earned)):
+        total = total + discount**t * earned[t]
+    base = 0.0 * total + discount  # of reward's own precision
+    return total, base ** valid.sum(0) * ~(terminated & valid).any(0)

@@ -1,7 +1,26 @@
-"""Before any test imports numpy: one thread for its libraries, as in every run."""
+"""What several test files share."""
 
 import os
+from collections.abc import Iterator
 
-from cluster.threads import ONE_THREAD
+import pytest
 
-os.environ.update(ONE_THREAD)
+from cluster.cores import share_cores
+from cluster.ray_node import RayNode
+
+share_cores(os.environ)  # before any test imports numpy, as in every run
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Iterator[None]:
+    """Start a Ray as closed as a run's own, for tests of what talks through it."""
+    node = RayNode.prepare()
+    os.environ.update(node.environment(os.environ))  # Ray reads it when it is imported, so it must not have been yet
+    import ray
+
+    from cluster.supervisor import start_ray
+
+    start_ray(node.folder)
+    yield
+    ray.shutdown()
+    node.remove()

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from cluster.cli import COMMANDS, main
 from cluster.commands import train
 from cluster.config import Config, algorithm_name, dump, load, presets
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
-from cluster.signals import StopRequest
+from cluster.signals import STOPPING, StopRequest, undisturbed
 from starling.algorithms import ALGORITHMS
 from starling.errors import RoleError, StarlingError
 from starling.params import Params
@@ -102,7 +102,7 @@ def trained(runs: Path, *flags: str, engine: Engine | None = None) -> Said:
         (["--learner.batch-size", "30000"], "learner.batch_size must be at most replay.capacity = 20000, got 30000"),
         (
             ["--replay.capacity", "500", "--replay.min-windows", "100"],
-            "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 512, got 500",
+            "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 1024, got 500",
         ),
         (["--replay.capacity-bytes", "10"], "replay.capacity_bytes must be >= 116 (a row in each shard), got 10"),
         (["--algorithm.name", "ppo"], "algorithm.name must be set in a file"),
@@ -350,17 +350,40 @@ def test_an_error_of_a_run_is_kept_with_it(tmp_path: Path) -> None:
     assert starling("ls", "--runs", str(tmp_path)).out.splitlines()[1].split()[1] == "failed"
 
 
-def test_the_first_ctrl_c_asks_and_the_second_ends_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def handlers() -> Iterator[Any]:
+    """Give this process its own answers to signals back."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
+
+def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_more_disturb_nobody(handlers: Any) -> None:
     with StopRequest() as stopped:
         assert not stopped()
         signal.raise_signal(signal.SIGINT)
         assert stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
-    assert signal.getsignal(signal.SIGINT) is before
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_mean_what_they_did_before_when_none_came(handlers: Any) -> None:
+    with StopRequest():
+        pass
+
+    assert {number: signal.getsignal(number) for number in STOPPING} == handlers
+
+
+def test_signals_are_held_back_while_something_is_put_away(handlers: Any) -> None:
+    with StopRequest() as stopped:
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            came_inside = stopped()
+        assert (came_inside, stopped()) == (False, True)
 
 
 def test_a_cluster_that_cannot_be_reached_has_an_exit_code_of_its_own(

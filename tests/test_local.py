@@ -25,14 +25,20 @@ from starling.types import Progress
 ROOT = Path(__file__).parents[1]
 
 
+SHORT: dict[str, Any] = {
+    "replay": {"min_windows": 500, "tolerance": 0},
+    "evaluator": {"episodes": 4, "copies": 2, "every": 2},
+    "goal": {"total_steps": 3000},
+}
+
+
 def config_of(preset: str, **over: Any) -> Config[Any]:
     return load(preset, (), Layer("test", {"runtime": "local", **over}))
 
 
 def short(seed: int = 1, **over: Any) -> Config[Any]:
     """A run that learns a little: 3,000 steps of CartPole, evaluated with few episodes."""
-    evaluator = {"episodes": 4, "copies": 2, "every": 2}
-    return config_of("cartpole", seed=seed, evaluator=evaluator, goal={"total_steps": 3000}, **over)
+    return config_of("cartpole", seed=seed, **{**SHORT, **over})
 
 
 def ignore(event: Event) -> None:
@@ -76,10 +82,9 @@ def test_the_clock_decides_nothing() -> None:
 
 def test_watching_a_run_changes_nothing() -> None:
     """Evaluations draw no random numbers of training's."""
-    often = {"episodes": 4, "copies": 2, "every": 1}
-    config = config_of("cartpole", seed=1, evaluator=often, goal={"total_steps": 3000})
+    often = {"episodes": 3, "copies": 3, "every": 1}
 
-    assert outcome(config).params_sha256 == outcome(short()).params_sha256
+    assert outcome(short(evaluator=often)).params_sha256 == outcome(short()).params_sha256
 
 
 def test_no_thread_is_started_and_ray_is_not_imported() -> None:
@@ -129,10 +134,9 @@ def test_a_run_goes_on_while_anybody_works() -> None:
 @pytest.mark.parametrize("ratio", [0.05, 2.0, 200.0])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_the_tightest_settings_lock_nobody_up(ratio: float, shards: int) -> None:
-    replay = {"capacity": 512, "min_windows": 512, "samples_per_insert": ratio, "shards": shards}
-    goal = {"total_steps": 1000, "return_mean": "none"}
+    replay = {"capacity": 1024, "min_windows": 1024, "samples_per_insert": ratio, "shards": shards, "tolerance": 0}
 
-    ended = outcome(config_of("cartpole", replay=replay, learner={"batch_size": 512}, goal=goal))
+    ended = outcome(short(replay=replay, learner={"batch_size": 1024}))
 
     assert ended.reason == "budget"
 

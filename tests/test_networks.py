@@ -79,14 +79,14 @@ def test_dueling_q_is_identified_by_the_mean() -> None:
     before = forward(obs)["q"]
 
     shifted = params.copy()
-    shifted.arrays()["q.heads.q.advantage.bias"][...] += 7.0  # the same for every action: must not matter
+    shifted.arrays()["q.heads.q.streams.bias"][1:] += 7.0  # the same for every action: must not matter
     forward.load(shifted)
 
     np.testing.assert_allclose(forward(obs)["q"], before, rtol=1e-4, atol=1e-5)
     arrays = params.arrays()
     hidden = np.maximum(obs @ arrays["q.torso.layers.0.weight"].T + arrays["q.torso.layers.0.bias"], 0)
-    state_value = hidden @ arrays["q.heads.q.value.weight"].T + arrays["q.heads.q.value.bias"]
-    np.testing.assert_allclose(before.mean(1), state_value[:, 0], rtol=1e-4, atol=1e-5)
+    state_value = hidden @ arrays["q.heads.q.streams.weight"][0] + arrays["q.heads.q.streams.bias"][0]
+    np.testing.assert_allclose(before.mean(1), state_value, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_generator_gives_the_same_weights() -> None:

@@ -32,7 +32,7 @@ def router_of(source: ReplaySource, batch_size: int = 16, depth: int = 1, seed: 
     settings = {"min_windows": 1, "samples_per_insert": 0.0, **config}
     batches = settings.pop("batches_per_request", 1)
     rng = np.random.default_rng(seed)
-    return Router(source, ReplayConfig(**settings), batch_size, rng, no_clock, batches, depth)
+    return Router(source, ReplayConfig(**settings), rng, no_clock, batch_size, batches, depth)
 
 
 class SlowReplay:

@@ -71,13 +71,13 @@ class DuelingModule(nn.Module):
 
     def __init__(self, features: int, head: Dueling) -> None:
         super().__init__()
-        self.value = nn.Linear(features, 1)
-        self.advantage = nn.Linear(features, head.actions)
+        self.streams = nn.Linear(features, 1 + head.actions)  # the value first, then the advantages
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features to Q, [..., A]."""
-        advantage = self.advantage(features)
-        return cast(Tensor, self.value(features) + advantage - advantage.mean(-1, keepdim=True))
+        streams = cast(Tensor, self.streams(features))
+        value, advantage = streams[..., :1], streams[..., 1:]
+        return value + advantage - advantage.mean(-1, keepdim=True)
 
 
 class NetworkModule(nn.Module):

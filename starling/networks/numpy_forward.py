@@ -61,9 +61,10 @@ class NumpyForward:
     def _head(self, prefix: str, head: Head, features: Array) -> Array:
         if isinstance(head, Linear):
             return self._linear(prefix, features, head.bias)
-        advantage = self._linear(f"{prefix}.advantage", features)
-        advantage += self._linear(f"{prefix}.value", features) - advantage.mean(-1, keepdims=True)
-        return advantage
+        streams = self._linear(f"{prefix}.streams", features)
+        value, advantage = streams[:, :1], streams[:, 1:]
+        q: Array = value + advantage - advantage.mean(-1, keepdims=True)
+        return q
 
     def _linear(self, prefix: str, x: Array, bias: bool = True) -> Array:
         y: Array = x @ self._arrays[f"{prefix}.weight"]

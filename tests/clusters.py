@@ -1,0 +1,117 @@
+"""A real run in a process of its own, watched from outside: what the tests of the ray runtime share."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.ray_node import MARK
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 90.0
+
+
+class TrainingRun:
+    """`starling train` with its run folder; as a context it leaves no process behind."""
+
+    def __init__(self, folder: Path, *flags: str, preset: str = "cartpole", name: str = "run") -> None:
+        self.path = folder / name
+        self.stderr = folder / f"{name}.stderr"
+        code = "import sys; from cluster.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "train", preset, "--runs", str(folder), "--run", name, "--quiet"]
+        with self.stderr.open("wb") as errors:
+            self.process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=errors, start_new_session=True)
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        mine = self.everyone()
+        if self.process.poll() is None:
+            self.process.kill()
+        for process in mine:
+            if process.is_running():
+                process.kill()
+        self.process.wait()
+
+    def events(self, what: str = "") -> list[dict[str, Any]]:
+        """Return the rows of events.jsonl so far, of one kind or all."""
+        return [row for row in _rows(self.path / "events.jsonl") if what in ("", row["event"])]
+
+    def roles(self) -> dict[str, Any]:
+        """Return the newest figures of every role."""
+        rows = _rows(self.path / "metrics.jsonl")
+        return rows[-1]["roles"] if rows else {}
+
+    def updates(self) -> int:
+        """Return how many updates the learner has made."""
+        rows = _rows(self.path / "metrics.jsonl")
+        return int(rows[-1]["updates"]) if rows else 0
+
+    def pid(self, role: str) -> int:
+        """Return a role's process, waiting until it is known."""
+        self.until(lambda: bool(self.roles().get(role, {}).get("process", {}).get("pid")), f"{role} has a process")
+        return int(self.roles()[role]["process"]["pid"])
+
+    def until(self, done: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+        """Wait until something is true; a run that ended or a limit that passed says what was missing."""
+        deadline = time.monotonic() + limit_s
+        while not done():
+            assert self.process.poll() is None, f"the run ended before {what}: {self.stderr.read_text()}"
+            assert time.monotonic() < deadline, f"{what} did not come true within {limit_s:.0f} s: {self.events()[-5:]}"
+            time.sleep(0.05)
+
+    def end(self, limit_s: float = LIMIT_S) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout=limit_s)
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """Send the signal that a terminal would."""
+        self.process.send_signal(number)
+
+    def everyone(self) -> list[psutil.Process]:
+        """Return every process of this run that lives: the launcher's descendants, and whoever bears its marks."""
+        marks = {self._mark(child) for child in _children(self.process.pid)} - {None}
+        return [p for p in psutil.process_iter() if self._mark(p) in marks] if marks else _children(self.process.pid)
+
+    def marks(self) -> set[str]:
+        """Return the marks of the Ray that this run has started so far."""
+        return {mark for child in _children(self.process.pid) if (mark := self._mark(child)) is not None}
+
+    @staticmethod
+    def _mark(process: psutil.Process) -> str | None:
+        try:
+            return process.environ().get(MARK) if process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
+
+
+def alive(marks: set[str]) -> list[str]:
+    """Return the command lines of processes that bear one of these marks."""
+    return [" ".join(p.cmdline()[:3]) for p in psutil.process_iter() if TrainingRun._mark(p) in marks]
+
+
+def kill(pid: int) -> None:
+    """End a process as a crash would."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]

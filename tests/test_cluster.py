@@ -1,0 +1,148 @@
+"""Real runs of the ray runtime: they learn, survive the loss of any role, and leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.ray_node import MARK, open_listeners
+from tests.clusters import TrainingRun, alive, kill
+
+pytestmark = pytest.mark.cluster
+
+NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
+ROLES = ("actor[0]", "replay_server[0]", "param_server[0]", "learner[0]", "evaluator[0]")
+
+
+def test_a_run_solves_cartpole_and_leaves_no_process(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, "--seed", "1") as run:
+        run.until(lambda: bool(run.events("began")), "the first step")
+        marks, roles = run.marks(), run.roles()
+
+        code = run.end()
+
+        assert code == 0, run.stderr.read_text()
+        ended = run.events("ended")[0]
+        assert ended["reason"] == "goal"
+        assert ended["best_mean"] >= 475.0
+        assert set(roles) == {"replay_server[0]", "replay_server[1]", "param_server[0]", "learner[0]"} | {
+            "actor[0]",
+            "actor[1]",
+            "evaluator[0]",
+        }
+        assert alive(marks) == []
+
+
+def test_a_run_goes_on_when_any_role_dies(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: run.updates() > 50, "the first updates")
+        for role in ROLES:
+            before = run.updates()
+            kill(run.pid(role))
+            run.until(lambda role=role: _recovered(run, role), f"{role} recovered")
+            run.until(lambda before=before: run.updates() > before + 50, f"updates after {role} died")
+
+        assert [event["role"] for event in run.events("lost")] == list(ROLES)
+        assert all(event["why"] == "died" for event in run.events("lost"))
+        versions = [event["version"] for event in run.events("evaluation")]
+        assert versions == sorted(versions)
+        run.interrupt()
+        assert run.end() == 130
+
+
+def test_a_role_that_hangs_is_found_by_its_silence_and_replaced(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: run.updates() > 50, "the first updates")
+        os.kill(run.pid("replay_server[1]"), signal.SIGSTOP)
+
+        run.until(lambda: _recovered(run, "replay_server[1]"), "the shard recovered")
+
+        assert "did not answer" in run.events("lost")[0]["why"]
+
+
+def test_a_supervisor_that_is_killed_is_followed_by_another_one(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: bool(run.events("evaluation")) and run.updates() > 50, "an evaluation")
+        before = run.updates()
+        supervisor = next(p for p in run.everyone() if "cluster.supervisor" in p.cmdline())
+        old = run.marks()
+        kill(supervisor.pid)
+
+        run.until(lambda: run.updates() > before + 50, "updates under the next supervisor")
+
+        assert run.events("supervisor_lost")[0]["exit_code"] == -signal.SIGKILL
+        assert len(run.events("began")) == 2
+        assert alive(old) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["start", "training"])
+def test_one_signal_stops_a_run_cleanly(tmp_path: Path, number: int, stage: str) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: bool(run.marks()) if stage == "start" else run.updates() > 20, stage)
+        marks = run.marks()
+
+        run.interrupt(number)
+
+        assert run.end() == 130
+        assert alive(marks) == []
+        if stage == "training":
+            assert (run.path / "checkpoints" / "LATEST").exists()
+
+
+def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: run.updates() > 20, "training")
+        marks = run.marks()
+
+        run.interrupt()
+        run.interrupt()
+
+        assert run.end() == 130
+        assert alive(marks) == []
+
+
+def test_every_listener_is_on_loopback_and_a_stranger_is_refused(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: run.updates() > 0, "training")
+        everyone = run.everyone()
+        gcs = next(p for p in everyone if p.name() == "gcs_server")
+        port = gcs.net_connections(kind="tcp")[0].laddr.port
+
+        stranger = subprocess.run(
+            [sys.executable, "-c", f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, MARK: ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+        assert len(everyone) > len(ROLES)
+        assert open_listeners(iter(everyone)) == []
+        assert stranger.returncode != 0
+        assert "InvalidAuthToken" in stranger.stderr + stranger.stdout
+
+
+def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
+    flags = ("--runtime", "ray", "--goal.total-steps", "3000")
+    with (
+        TrainingRun(tmp_path, *flags, preset="gridworld", name="one") as one,
+        TrainingRun(tmp_path, *flags, preset="gridworld", name="two") as two,
+    ):
+        one.until(lambda: bool(one.marks()), "the first run's Ray")
+        two.until(lambda: bool(two.marks()), "the second run's Ray")
+        marks = one.marks() | two.marks()
+
+        codes = one.end(), two.end()
+
+        assert set(codes) == {0}
+        assert len(marks) == 2
+        assert alive(marks) == []
+
+
+def _recovered(run: TrainingRun, role: str) -> bool:
+    return any(event["role"] == role for event in run.events("recovered"))

@@ -1,0 +1,145 @@
+"""Calls over a Ray handle: in order, bounded, and lost only as counted."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
+
+LIMIT_S = 20.0
+
+
+class Echo:
+    """Answers what it was asked, or dies of it."""
+
+    def say(self, word: str) -> str:
+        return word
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def die(self) -> None:
+        import os
+
+        os._exit(1)
+
+    def credit(self) -> int:
+        return 1
+
+    def fetch(self, newer_than: int) -> Any:
+        return None
+
+    def publish(self, version: int, params: Any) -> None:
+        self.published = version
+
+    def newest(self) -> int:
+        return self.published
+
+
+def peer(generation: int = 0, role: str = "echo[0]") -> Any:
+    import ray
+
+    from cluster.handles import Peer
+
+    handle = ray.remote(Echo).options(num_cpus=0.1, max_restarts=0).remote()
+    return Peer(role, handle, generation)
+
+
+def line(to: Any, limit_s: float = LIMIT_S) -> Any:
+    from cluster.handles import Line
+
+    return Line(to, time.monotonic, limit_s)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_answers_come_in_the_order_of_the_calls() -> None:
+    calls, heard = line(peer()), []
+    for word in "abc":
+        calls.call("say", word)
+
+    until(lambda: heard.extend(calls.answers()) or len(heard) == 3)
+
+    assert heard == ["a", "b", "c"]
+    assert len(calls) == 0
+
+
+def test_calls_to_a_role_that_dies_are_lost_and_counted_and_it_is_named() -> None:
+    calls = line(peer(role="replay_server[1]"))
+    calls.call("die")
+    calls.call("say", "too late")
+
+    until(lambda: calls.answers() == [] and calls.lost > 0)
+
+    assert calls.lost == 2
+    assert calls.waits().startswith("replay_server[1], down for")
+
+
+def test_a_successor_is_talked_to_once_it_is_connected() -> None:
+    calls, heard = line(peer()), []
+    calls.call("die")
+    until(lambda: calls.answers() == [] and calls.lost > 0)
+
+    calls.connect(peer(generation=1))
+    assert calls.waits() == ""
+    calls.call("say", "here")
+    until(lambda: heard.extend(calls.answers()) or bool(heard))
+
+    assert heard == ["here"]
+    assert calls.generation == 1
+
+
+def test_a_call_that_outlives_its_limit_is_given_up() -> None:
+    calls = line(peer(), limit_s=0.2)
+    until(lambda: calls.call("say", "warm") or True)
+    until(lambda: calls.answers() == ["warm"] or calls.lost > 0)
+    if calls.lost:  # the process took longer than the limit to start: given up all the same
+        return
+    calls.call("sleep", 5.0)
+
+    until(lambda: calls.answers() == [] and calls.lost > 0)
+
+    assert calls.lost == 1
+    assert "down for" in calls.waits()
+
+
+def test_the_learners_newest_version_is_sent_again_to_a_server_that_was_recreated() -> None:
+    import ray
+
+    from cluster.handles import RemoteParamSink
+    from starling.params import Params
+
+    first, second = peer(), peer(generation=1)
+    sink = RemoteParamSink(first, time.monotonic)
+    sink.publish(7, Params.of({"w": np.ones(3, np.float32)}))
+    until(lambda: sink.flush() is None and len(sink.lines[0]) == 0)
+
+    sink.lines[0].connect(second)
+    sink.flush()
+    until(lambda: sink.flush() is None and len(sink.lines[0]) == 0)
+
+    assert ray.get(second.handle.newest.remote(), timeout=LIMIT_S) == 7
+
+
+def test_a_shard_that_is_down_answers_with_nothing_and_its_windows_stay_counted() -> None:
+    from cluster.handles import RemoteReplay
+    from starling.types import SampleRequest
+
+    replay = RemoteReplay([peer()], time.monotonic)
+    replay.lines[0].call("die")
+    until(lambda: replay.lines[0].answers() == [] and replay.lines[0].lost > 0)
+
+    request = SampleRequest(counts=[4, 4], keys=np.empty(0, np.int64), priorities=np.empty(0), insert_limit=10)
+    replay.request(0, request)
+    replies = replay.replies()
+
+    assert [(shard, list(reply.counts), reply.size) for shard, reply in replies] == [(0, [0, 0], 0)]
+    assert replay.replies() == []
