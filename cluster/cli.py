@@ -14,6 +14,12 @@ OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 COMMANDS = {
     "train": ("cluster.commands.train", "PRESET|FILE.toml [flags]", "train, and keep the run in a folder"),
     "eval": ("cluster.commands.eval", "RUN [flags]", "play a run's best parameters greedily"),
+    "evidence": (
+        "cluster.commands.evidence",
+        "PRESET|FILE.toml... [flags]",
+        "train once per seed, and keep the results",
+    ),
+    "doctor": ("cluster.commands.doctor", "[flags]", "say whether this machine is fit for a run"),
     "presets": ("cluster.commands.presets", "[NAME]", "list the presets, or show one as TOML"),
     "ls": ("cluster.commands.ls", "[flags]", "list the runs"),
     "show": ("cluster.commands.show", "RUN [flags]", "say what a run is and how far it is"),
@@ -88,3 +94,7 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, UsageError):
         return USAGE
     return UNREACHABLE if isinstance(error, ClusterError) else FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,12 +31,20 @@ class Course:
     The clock is for reports, and for the one budget that is asked for in minutes.
     """
 
-    def __init__(self, goal: GoalConfig, report: Callable[[Event], None], clock: Clock, past: Past) -> None:
+    def __init__(
+        self,
+        goal: GoalConfig,
+        report: Callable[[Event], None],
+        clock: Clock,
+        past: Past,
+        launched_at: float | None = None,
+    ) -> None:
         self._goal = goal
         self._report = report
         self._clock = clock
         self._past = past
-        self._made_at = self._sampled_at = clock()
+        self._sampled_at = clock()
+        self._launched_at = self._sampled_at if launched_at is None else launched_at
         self._began: float | None = None
         self.env_steps, self.updates = past.env_steps, past.updates
         self.best_mean = past.best_mean
@@ -45,7 +53,7 @@ class Course:
         """Set the run's two clocks; training begins with the first step of an environment."""
         if self._began is None and env_steps:
             self._began = self._clock()
-            self.note("began", start_s=round(self._began - self._made_at, 3))
+            self.note("began", start_s=round(self._began - self._launched_at, 3))
         self.env_steps, self.updates = env_steps + self._past.env_steps, updates + self._past.updates
 
     def hear(self, actor: int, news: Iterable[Any]) -> None:

@@ -23,6 +23,7 @@ class Orders:
     """What a supervisor is started with: the settings, and where an earlier one of the same run got to."""
 
     config: str  # TOML
+    launched_at: float  # on the machine's monotonic clock, which all its processes share
     version: int = 0
     updates: int = 0
     env_steps: int = 0

@@ -31,7 +31,7 @@ class Launcher:
     def __init__(self, config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
         self._report = report
         self._stopped = stopped
-        self._orders = Orders(config=dump(config))
+        self._orders = Orders(config=dump(config), launched_at=time.monotonic())
         self._outcome: Outcome | None = None
 
     def run(self) -> Outcome:

@@ -13,11 +13,21 @@ import psutil
 
 from cluster.cores import ONE_THREAD
 
+PREFIX = "starling-"
 MARK = "STARLING_RUN_MARK"
 """Every process of a run carries this in its environment, so that none can be left behind unseen."""
 
 FOLDER = "STARLING_RAY_FOLDER"
-"""Where the supervisor finds the folder that was prepared for its Ray."""
+"""Where the supervisor finds the folder that is meant for its Ray."""
+
+OBJECT_STORE_BYTES = 256 << 20
+"""What a run's Ray keeps in /dev/shm."""
+
+RAY_FOLDER = "r"
+"""Ray opens its own folder to everybody (mode 0777), so it gets one inside of ours; short, for the sockets' sake."""
+
+LONGEST_SOCKET = f"{RAY_FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Ray's longest socket path, below the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,7 @@ class RayNode:
     @staticmethod
     def prepare() -> "RayNode":
         """Make the folder, readable by its owner alone, and the token in it."""
-        folder = Path(tempfile.mkdtemp(prefix="starling-"))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         token = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(token, "w") as file:
             file.write(secrets.token_hex(32))
@@ -42,7 +52,7 @@ class RayNode:
         return {
             **inherited,
             MARK: self.mark,
-            FOLDER: str(self.folder),
+            FOLDER: str(self.folder / RAY_FOLDER),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # an odd name for: listen on loopback only

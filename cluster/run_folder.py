@@ -119,6 +119,10 @@ class Run:
         mean: float | None = manifest.get("mean")
         return mean
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return every whole row of `events.jsonl`."""
+        return [json.loads(row) for row in (self.path / "events.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()]
+
     def last(self, file: Literal["metrics.jsonl", "events.jsonl"]) -> dict[str, Any]:
         """Return the last whole row of a file, or an empty one."""
         with (self.path / file).open("rb") as rows:
@@ -133,6 +137,11 @@ def checked_name(name: str) -> str:
     fine = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None and name != "latest"
     check(fine, f"run must be a name of letters, digits, '.', '_' and '-' other than latest, got {shown(name)}")
     return name
+
+
+def stem_of(source: str) -> str:
+    """Return what the runs of a preset or a file of settings are named after."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
 
 
 def free_name(runs: Path, stem: str) -> str:

@@ -23,7 +23,7 @@ from cluster.course import Course, Past
 from cluster.frames import Orders, receive_orders, send
 from cluster.launcher import REFUSED
 from cluster.members import Members
-from cluster.ray_node import FOLDER, MARK, open_listeners, processes_marked
+from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, open_listeners, processes_marked
 from cluster.report import Outcome
 from cluster.roles import Start
 from starling import wire
@@ -31,7 +31,6 @@ from starling.errors import ClusterError, StarlingError
 from starling.params import Params
 
 TICK_S = 0.05
-OBJECT_STORE_BYTES = 256 << 20
 SERVER_LIMIT_S = 1.0
 LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
 
@@ -103,7 +102,7 @@ def start_ray(folder: Path) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             configure_logging=False,
-            namespace=folder.name,
+            namespace=os.environ[MARK],
             _temp_dir=str(folder),
         )
     except (RuntimeError, OSError, ConnectionError, ValueError) as error:
@@ -124,7 +123,7 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
     past = Past(
         env_steps=orders.env_steps, updates=orders.updates, elapsed_s=orders.elapsed_s, best_mean=orders.best_mean
     )
-    course = Course(config.goal, partial(send, pipe), time.monotonic, past)
+    course = Course(config.goal, partial(send, pipe), time.monotonic, past, orders.launched_at)
     members = Members(time.monotonic, course.note)
     start = None if orders.params is None else Start(orders.version, orders.updates, orders.params)
     launch.replay(members, config, spec, time.monotonic, start)

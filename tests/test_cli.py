@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from cluster.cli import COMMANDS, main
 from cluster.commands import train
 from cluster.config import Config, algorithm_name, dump, load, presets
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
-from cluster.signals import STOPPING, StopRequest, undisturbed
+from cluster.signals import StopRequest, undisturbed
 from starling.algorithms import ALGORITHMS
 from starling.errors import RoleError, StarlingError
 from starling.params import Params
@@ -233,7 +233,7 @@ def test_the_help_of_train_lists_every_setting_with_the_presets_value() -> None:
     assert "GridWorld)" in " ".join(said.out.split())
 
 
-@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets"])
+@pytest.mark.parametrize("command", ["eval", "show", "ls", "presets", "doctor", "evidence"])
 def test_every_command_has_help(command: str) -> None:
     said = starling(command, "--help")
 
@@ -350,16 +350,8 @@ def test_an_error_of_a_run_is_kept_with_it(tmp_path: Path) -> None:
     assert starling("ls", "--runs", str(tmp_path)).out.splitlines()[1].split()[1] == "failed"
 
 
-@pytest.fixture
-def handlers() -> Iterator[Any]:
-    """Give this process its own answers to signals back."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield before
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_more_disturb_nobody(handlers: Any) -> None:
+@pytest.mark.usefixtures("own_signals")
+def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_later_ones_disturb_nothing() -> None:
     with StopRequest() as stopped:
         assert not stopped()
         signal.raise_signal(signal.SIGINT)
@@ -371,14 +363,18 @@ def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_more_disturb_nobody(h
     signal.raise_signal(signal.SIGINT)
 
 
-def test_signals_mean_what_they_did_before_when_none_came(handlers: Any) -> None:
+@pytest.mark.usefixtures("own_signals")
+def test_a_run_that_nobody_stopped_gives_the_signals_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
     with StopRequest():
-        pass
+        assert signal.getsignal(signal.SIGINT) is not before
 
-    assert {number: signal.getsignal(number) for number in STOPPING} == handlers
+    assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_signals_are_held_back_while_something_is_put_away(handlers: Any) -> None:
+@pytest.mark.usefixtures("own_signals")
+def test_signals_are_held_back_while_something_is_put_away() -> None:
     with StopRequest() as stopped:
         with undisturbed():
             signal.raise_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.ray_node import MARK, open_listeners
@@ -110,7 +111,7 @@ def test_every_listener_is_on_loopback_and_a_stranger_is_refused(tmp_path: Path)
         run.until(lambda: run.updates() > 0, "training")
         everyone = run.everyone()
         gcs = next(p for p in everyone if p.name() == "gcs_server")
-        port = gcs.net_connections(kind="tcp")[0].laddr.port
+        port = next(s.laddr.port for s in gcs.net_connections(kind="tcp") if s.status == psutil.CONN_LISTEN)
 
         stranger = subprocess.run(
             [sys.executable, "-c", f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"],

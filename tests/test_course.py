@@ -49,6 +49,15 @@ def test_training_begins_with_the_first_step_and_not_with_the_start_up() -> None
     assert told == [Noted(elapsed_s=0.0, what="began", facts={"start_s": 7.0})]
 
 
+def test_the_start_up_is_counted_from_the_launch() -> None:
+    told = Told()
+    course = Course(GoalConfig(), told.append, Watch(107.0), Past(), launched_at=95.0)
+
+    course.advance(16, 0)
+
+    assert told == [Noted(elapsed_s=0.0, what="began", facts={"start_s": 12.0})]
+
+
 def test_what_a_lost_supervisor_had_done_is_counted() -> None:
     told, clock = Told(), Watch()
     course = course_with(told, clock, Past(env_steps=1000, updates=30, elapsed_s=60.0, best_mean=5.0), total_steps=1100)

@@ -26,8 +26,8 @@ MESSAGES: list[Any] = [
     CheckpointDue(**AT, version=3, params=PARAMS, best=True, mean=480.0),
     Noted(elapsed_s=0.0, what="lost", facts={"role": "actor[1]", "generation": 2}),
     Outcome(reason="goal", env_steps=9, updates=8, train_s=1.0, params_sha256="ab", best_mean=None),
-    Orders(config="seed = 3\n"),
-    Orders(config="seed = 3\n", version=7, updates=70, env_steps=900, best_mean=4.5, params=PARAMS),
+    Orders(config="seed = 3\n", launched_at=5.5),
+    Orders(config="seed = 3\n", launched_at=5.5, version=7, updates=70, env_steps=900, best_mean=4.5, params=PARAMS),
 ]
 
 
@@ -93,7 +93,7 @@ def test_parameters_that_arrive_belong_to_the_receiver() -> None:
 
 
 def test_a_message_larger_than_the_pipe_arrives_whole() -> None:
-    large = Orders(config="x" * (1 << 20))
+    large = Orders(config="x" * (1 << 20), launched_at=0.0)
 
     (arrived,) = Inbox().feed(framed(large))
 

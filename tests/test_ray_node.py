@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from cluster.ray_node import FOLDER, MARK, RayNode, is_loopback, open_listeners, processes_marked
+from cluster.ray_node import (
+    FOLDER,
+    LONGEST_SOCKET,
+    MARK,
+    RAY_FOLDER,
+    RayNode,
+    is_loopback,
+    open_listeners,
+    processes_marked,
+)
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
 
@@ -40,9 +49,7 @@ def test_no_two_runs_share_a_token_a_folder_or_a_mark(node: RayNode) -> None:
 
 
 def test_the_folder_is_short_enough_for_rays_sockets(node: RayNode) -> None:
-    longest = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-
-    assert len(str(node.folder)) + len(longest) <= 107
+    assert len(f"{node.folder}/{LONGEST_SOCKET}") <= 107
 
 
 def test_nothing_that_was_set_for_another_ray_is_inherited(node: RayNode) -> None:
@@ -54,7 +61,7 @@ def test_nothing_that_was_set_for_another_ray_is_inherited(node: RayNode) -> Non
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_NAMESPACE"} & environment.keys()
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN_PATH"] == str(node.folder / "token")
-    assert (environment[MARK], environment[FOLDER]) == (node.mark, str(node.folder))
+    assert (environment[MARK], environment[FOLDER]) == (node.mark, str(node.folder / RAY_FOLDER))
     assert base.keys() == {"PATH", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_NAMESPACE"}
 
 

@@ -1,6 +1,5 @@
 """`starling train PRESET|FILE.toml`: one run, from its settings to its last line."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
 from cluster.report import Event, Outcome
 from cluster.reporter import Reporter
-from cluster.run_folder import RunFolder, checked_name, free_name
+from cluster.run_folder import RunFolder, checked_name, free_name, stem_of
 from cluster.signals import StopRequest
 from cluster.tensorboard import TensorBoard
 from cluster.terminal import Mode, make_view
@@ -78,7 +77,7 @@ def main(args: list[str], engine: Engine | None = None) -> int:
         return 0
     asked = [flag.key.removeprefix("goal.") for flag in flags]
     command = ["starling", "train", *args]
-    return exit_code(_train(config, options, _stem(source), command, asked, engine or _engine(config)), config)
+    return exit_code(_train(config, options, stem_of(source), command, asked, engine or _engine(config)), config)
 
 
 def exit_code(outcome: Outcome, config: Config[Any]) -> int:
@@ -116,10 +115,6 @@ def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Ou
     """Tell a budget that the user set for this very run from one that came with the preset."""
     spent = "total_steps" if outcome.env_steps >= config.goal.total_steps else "max_minutes"
     return replace(outcome, reason="asked") if outcome.reason == "budget" and spent in asked else outcome
-
-
-def _stem(source: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "run"
 
 
 def _engine(config: Config[Any]) -> Engine:
