@@ -21,7 +21,7 @@ MAX_PUBLISHING = 2  # versions on their way to the parameter server
 
 
 class Peer(NamedTuple):
-    """A role as its neighbours reach it; a re-created role is a new handle under the same name."""
+    """A role as its neighbours reach it; a re-created role is a new handle, and one that is not there yet is None."""
 
     role: str
     handle: Any
@@ -41,7 +41,7 @@ class Line:
         self._clock = clock
         self._limit_s = limit_s
         self._flying: deque[tuple[Any, float]] = deque()
-        self._down_since: float | None = None
+        self._down_since = None if peer.handle is not None else clock()
         self.lost = 0
 
     def connect(self, peer: Peer) -> None:
