@@ -31,6 +31,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     share_cores(os.environ)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for environments by import path; last, so that nobody's learner/ shadows ours
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

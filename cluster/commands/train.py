@@ -12,6 +12,7 @@ from cluster.board import Subject
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
+from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
 from cluster.report import Event, Outcome
 from cluster.reporter import Reporter
@@ -89,9 +90,7 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
 def _train(
     config: Config[Any], options: TrainOptions, stem: str, command: list[str], asked: Sequence[str], engine: Engine
 ) -> Outcome:
-    from actors.envs import measure_spec
-
-    measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
+    refuse_what_cannot_run(config)
     runs = Path(options.runs)
     name = options.run or free_name(runs, stem)
     env = provenance(command, datetime.now(UTC))
