@@ -1,4 +1,4 @@
-.PHONY: setup train test check
+.PHONY: setup train test check bench
 BIN := .venv/bin
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c '$(RECENT)' 2>/dev/null && echo $$p && break; done)
@@ -16,6 +16,9 @@ train: setup
 
 test: check
 	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/starling bench all --json bench.json
 
 check: setup
 	$(BIN)/ruff format --check .

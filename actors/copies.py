@@ -85,6 +85,11 @@ class Copies:
         self._no_final = self.spec.obs.zeros(0)
         self._resetting: NDArray[np.bool_] | None = None  # copies whose next step is only a reset
 
+    @property
+    def vector(self) -> VectorEnv[Any, Any, Any]:
+        """The Gymnasium vector itself: what a benchmark compares the copies with."""
+        return self._vector
+
     def reset(self, seeds: Sequence[int]) -> Array:
         """Begin a new episode in every copy and return the first observations, `[E, ...]`.
 

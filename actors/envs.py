@@ -92,12 +92,13 @@ def _find_spec(id_: str) -> EnvSpec:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        raise EnvError(f"environment {id_} is not known to Gymnasium{_nearest(name, gymnasium.registry)}") from error
+        hint = _nearest(name, gymnasium.registry, "; an id that another package registers is package:id")
+        raise EnvError(f"environment {id_} is not known to Gymnasium{hint}") from error
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: str, known: Any, otherwise: str = "") -> str:
     near = difflib.get_close_matches(name, [str(k) for k in known], 1, 0.5)
-    return f"; the nearest name is {near[0]}" if near else "; an id that another package registers is package:id"
+    return f"; the nearest name is {near[0]}" if near else otherwise
 
 
 def _from_registry(config: EnvConfig, spec: EnvSpec) -> Vector:

@@ -23,6 +23,8 @@ COMMANDS = {
     "doctor": ("cluster.commands.doctor", "[flags]", "say whether this machine is fit for a run"),
     "presets": ("cluster.commands.presets", "[NAME]", "list the presets, or show one as TOML"),
     "ls": ("cluster.commands.ls", "[flags]", "list the runs"),
+    "export": ("cluster.commands.export", "RUN --numpy|--onnx", "write a run's policy for use without Starling"),
+    "bench": ("cluster.commands.bench", "NAME|all [flags]", "measure each role beside what the machine allows"),
     "show": ("cluster.commands.show", "RUN [flags]", "say what a run is and how far it is"),
 }
 
@@ -30,6 +32,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     share_cores(os.environ)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for environments by import path; last, so that nobody's learner/ shadows ours
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

@@ -78,6 +78,12 @@ class Config(Generic[A]):
         _at_most("learner.batch_size", batch, "replay.capacity", capacity)
         _at_most("replay.min_windows", self.replay.min_windows, "replay.capacity", capacity)
         _at_most("replay.shards", shards, "actor.num", self.actor.num)  # an actor's streams stay on one shard
+        unrolls = 2 * shards * self.actor.unroll_length * self.env.copies  # twice: each step may end an episode
+        check(
+            capacity >= unrolls,
+            f"replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = {unrolls}, "
+            f"got {capacity}",
+        )
 
 
 class Preset(NamedTuple):
@@ -122,6 +128,8 @@ def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[
     """
     below = read_layers(source)
     cls = config_type(below)
+    named = any(flag.key == "algorithm.name" for flag in flags)
+    check(not named, "algorithm.name must be set in a file, since it says which settings there are, got a flag")
     return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
 
 

@@ -15,13 +15,13 @@ from starling.params import Params
 from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 
 ANSWER_LIMIT_S = 30.0  # a call without an answer for so long is given up and counted
-CREDIT_EVERY_S = 0.005  # between questions for insert credit
+CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 
 
 class Peer(NamedTuple):
-    """A role as its neighbours reach it; a re-created role is a new handle under the same name."""
+    """A role as its neighbours reach it; a re-created role is a new handle, and one that is not there yet is None."""
 
     role: str
     handle: Any
@@ -41,7 +41,7 @@ class Line:
         self._clock = clock
         self._limit_s = limit_s
         self._flying: deque[tuple[Any, float]] = deque()
-        self._down_since: float | None = None
+        self._down_since = None if peer.handle is not None else clock()
         self.lost = 0
 
     def connect(self, peer: Peer) -> None:
@@ -62,18 +62,19 @@ class Line:
         """Return the answers that have come, without waiting."""
         self._reconnect()
         come: list[Any] = []
-        while self._flying:
-            reference, since = self._flying[0]
-            if not ray.wait([reference], timeout=0)[0]:
-                if self._clock() - since > self._limit_s:
-                    self._give_up()
-                break
+        if not self._flying:
+            return come
+        flying = self.in_flight()
+        ready = set(ray.wait(flying, num_returns=len(flying), timeout=0)[0])
+        while self._flying and self._flying[0][0] in ready:
             try:
-                come.append(ray.get(reference))
+                come.append(ray.get(self._flying[0][0]))
             except RayActorError:
                 self._give_up()
-                break
+                return come
             self._flying.popleft()
+        if self._flying and self._clock() - self._flying[0][1] > self._limit_s:
+            self._give_up()
         return come
 
     def waits(self) -> str:

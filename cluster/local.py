@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from actors.envs import measure_spec
 from cluster import launch
@@ -13,18 +13,7 @@ from cluster.roles import FRESH, Start, actor_seed
 from replay_server.local import LocalReplay, LocalSink
 from starling.errors import StuckError
 from starling.metrics import Clock
-from starling.state import State
-
-
-@runtime_checkable
-class Lasting(Protocol):
-    """A role that is more than its settings and its neighbours."""
-
-    def state(self) -> State:
-        """Return what it is now."""
-
-    def restore(self, state: State) -> None:
-        """Become that again."""
+from starling.state import Lasting, State
 
 
 class LocalRuntime:

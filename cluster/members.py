@@ -78,8 +78,8 @@ class Members:
         return self._declare(name, spawn, peers)
 
     def start(self) -> None:
-        """Make every role, servers first, in the order of their declaration."""
-        for member in self._members.values():
+        """Make every role, first the loops, which have more to import; each is connected to those that follow."""
+        for member in sorted(self._members.values(), key=lambda member: not member.peers):
             self._spawn(member)
 
     def watch(self) -> dict[str, Beat]:

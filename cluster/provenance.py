@@ -36,6 +36,17 @@ def provenance(command: Sequence[str], started: datetime) -> dict[str, Any]:
     }
 
 
+def processor() -> dict[str, Any]:
+    """Return what a measurement depends on: the processor's name and the memory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"processor": names[0] if names else platform.processor(), "memory_bytes": memory}
+
+
 def installed(name: str) -> str | None:
     """Return a package's version, or None if it is not installed."""
     try:

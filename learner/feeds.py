@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starling.state import State
+from starling.state import Lasting, State
 from starling.types import Array, Batch, Columns, Sampled, WindowSource
 
 OWN_FIELDS = ("obs", "action", "reward", "terminated", "truncated", "valid", "version")
@@ -38,13 +38,13 @@ class ReplayFeed:
         return to_batch(sampled.columns, sampled.weights, self._device), sampled
 
     def state(self) -> State:
-        """Return the account of what was taken."""
-        state: State = self._source.state()
-        return state
+        """Return the account of what was taken, if the source keeps one."""
+        return self._source.state() if isinstance(self._source, Lasting) else State()
 
     def restore(self, state: State) -> None:
         """Go on with another's account."""
-        self._source.restore(state)
+        if isinstance(self._source, Lasting):
+            self._source.restore(state)
 
     def update_priorities(self, sampled: Sampled, priorities: Tensor) -> None:
         """Send a batch's new priorities to where its windows are."""

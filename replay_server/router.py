@@ -75,13 +75,12 @@ class Router:
 
     def take(self) -> Sampled | str:
         """Return the next batch, or say who waits for whom."""
-        self._receive()
-        for _ in range(2):  # the first answers may only say what the shards hold
+        for _ in range(3):  # the first answers may only say what the shards hold
             self._request()
-            self._receive()
             if self._ready:
                 self._meter.count("batches")
                 return self._ready.popleft()
+            self._receive()  # only when nothing is left, since looking for answers costs a call
         return self._reason()
 
     def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
@@ -108,7 +107,8 @@ class Router:
         return State(arrays, meta)
 
     def restore(self, state: State) -> None:
-        """Go on with an account; called while nothing is in flight. What is ready is dropped."""
+        """Go on with an account, and drop what was fetched ahead; called when no shard owes an answer."""
+        self._receive()
         assert not any(self._asked), "nothing may be in flight"
         require_same("replay shards", len(state.meta["inserted"]), len(self._inserted))
         self._ready.clear()

@@ -32,7 +32,7 @@ _DTYPES = {dtype.str: dtype for dtype in map(np.dtype, _CODES)}
 _MAX_AXES = 32
 _MAX_VALUES = 1 << 59  # of 8 bytes each: as far as an address reaches
 _MAX_DEPTH = 16
-_PLAIN = (NoneType, bool, int, float, str)
+_PLAIN = frozenset((NoneType, bool, int, float, str))
 
 
 class _Entry(NamedTuple):
@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
 def encode(arrays: Mapping[str, Array], meta: Mapping[str, Any] = MappingProxyType({})) -> NDArray[np.uint8]:
     """Pack arrays and a JSON-like `meta` into one buffer: one allocation, and one copy of each array."""
     entries = [[name, _code(name, array), list(array.shape)] for name, array in arrays.items()]
-    header = _pack({"meta": dict(meta), "arrays": entries})
+    header = _pack(dict(meta), entries)
     head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
     offsets, end = _place(len(head), (array.nbytes for array in arrays.values()))
     buffer = np.zeros(end, np.uint8)  # zeros, so that the padding says nothing about this process's memory
@@ -88,11 +88,11 @@ def _code(name: str, array: Array) -> str:
     return code
 
 
-def _pack(header: dict[str, Any]) -> bytes:
-    if not _is_plain(header):
+def _pack(meta: dict[str, Any], entries: list[list[Any]]) -> bytes:
+    if not _is_plain(meta, _MAX_DEPTH - 1) or any(type(name) is not str for name, _, _ in entries):
         raise CodecError("names must be strings and meta must be None, bools, ints, floats, strings, lists and dicts")
     try:
-        return bytes(msgpack.packb(header))
+        return bytes(msgpack.packb({"meta": meta, "arrays": entries}))
     except (ValueError, OverflowError) as error:  # a lone surrogate, an int of more than 64 bits
         raise CodecError(f"names and meta must fit msgpack, got {error}") from error
 
@@ -145,14 +145,18 @@ def is_shape(shape: object) -> bool:
     """Say whether numpy could hold such an array; whether this buffer does is its size's business."""
     if not isinstance(shape, list) or len(shape) > _MAX_AXES:
         return False
-    whole = all(type(length) is int and length >= 0 for length in shape)
-    return whole and prod(length or 1 for length in shape) <= _MAX_VALUES
+    values = 1
+    for length in shape:  # a loop: this is asked of every array of every message
+        if type(length) is not int or length < 0:
+            return False
+        values *= length or 1
+    return values <= _MAX_VALUES
 
 
 def _is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
     """Say whether a value survives a round trip unchanged."""
+    if type(value) in _PLAIN:
+        return True
     if type(value) is dict:
         return depth > 0 and all(type(key) is str and _is_plain(inner, depth - 1) for key, inner in value.items())
-    if type(value) is list:
-        return depth > 0 and all(_is_plain(inner, depth - 1) for inner in value)
-    return type(value) in _PLAIN
+    return type(value) is list and depth > 0 and all(_is_plain(inner, depth - 1) for inner in value)

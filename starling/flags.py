@@ -91,7 +91,8 @@ def _read(flag: Flag, key: str, kind: Any) -> Any:
             return tyro.cli(_as_tyro_reads(kind), args=values)
     except SystemExit:
         got = " ".join(flag.values) or "nothing"
-        raise ConfigError(f"{key} must be {describe(kind)}, got {got} (from flag {flag.name})") from None
+        how = f"; write {flag.name} KEY VALUE" if get_origin(kind) is dict else ""
+        raise ConfigError(f"{key} must be {describe(kind)}, got {got} (from flag {flag.name}){how}") from None
 
 
 def _as_tyro_reads(kind: Any) -> Any:

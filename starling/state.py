@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,17 @@ class State:
     def and_(self, other: "State") -> "State":
         """Return both parts as one."""
         return State({**self.arrays, **other.arrays}, {**self.meta, **other.meta})
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A role that is more than its settings and its neighbours."""
+
+    def state(self) -> State:
+        """Return what it is now."""
+
+    def restore(self, state: State) -> None:
+        """Become that again."""
 
 
 def pack_state(state: State) -> Array:

@@ -249,12 +249,6 @@ class WindowSource(Protocol):
     def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
         """Set the priorities of a batch's windows; they travel with a later request."""
 
-    def state(self) -> Any:
-        """Return the account of what was taken (`starling.state.State`)."""
-
-    def restore(self, state: Any) -> None:
-        """Go on with such an account."""
-
 
 class ReplaySink(Protocol):
     """Where an actor's unrolls go."""

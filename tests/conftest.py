@@ -1,11 +1,25 @@
 """What several test files share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from cluster.cores import share_cores
 from cluster.ray_node import RayNode
+from cluster.signals import STOPPING
+
+share_cores(os.environ)  # before any test imports numpy, as in every run
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Put back what handled signals before: whoever was asked to stop ignores them while it ends."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from actors.copies import Copies
 from actors.rollout import Rollout
+from starling.algorithms.dqn import Dqn, DqnConfig
 from starling.metrics import Meter, no_clock
 from starling.params import Params
 from starling.spec import ArraySpec, Spec
@@ -15,6 +16,7 @@ from starling.types import Act, Array, Believed, Outputs, Place, Unroll
 from starling.windows import Window
 
 DISCOUNT = 0.9
+DQN = Dqn(DqnConfig(dueling=False))
 
 
 def params_of(version: int) -> Params:
@@ -70,12 +72,10 @@ class Explorer:
         return Act(action, {"q": q}, taken)
 
     def greedy(self, outputs: Outputs) -> Array:
-        action: Array = outputs["q"].argmax(1)
-        return action
+        return DQN.greedy(outputs)
 
     def value(self, outputs: Outputs) -> Array:
-        value: Array = outputs["q"].max(1)
-        return value
+        return DQN.value(outputs)
 
     def priorities(self, windows: Believed) -> Array | None:
         factors = DISCOUNT ** np.arange(len(windows.reward))[:, None]

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from cluster.cli import COMMANDS, main
 from cluster.commands import train
 from cluster.config import Config, algorithm_name, dump, load, presets
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
-from cluster.signals import STOPPING, StopRequest
+from cluster.signals import StopRequest, undisturbed
 from starling.algorithms import ALGORITHMS
 from starling.errors import RoleError, StarlingError
 from starling.params import Params
@@ -98,7 +98,19 @@ def trained(runs: Path, *flags: str, engine: Engine | None = None) -> Said:
         (["--seed", "-1"], "seed must be >= 0, got -1 (from flag --seed)"),
         (["--runtime", "slurm"], "runtime must be "),
         (["--quiet", "--json"], "output must be one of --quiet, --plain, --json, got --quiet --json"),
+        (["--learner.batch-size", "-64"], "learner.batch_size must be >= 1, got -64 (from flag --learner.batch-size)"),
+        (["--learner.batch-size", "30000"], "learner.batch_size must be at most replay.capacity = 20000, got 30000"),
+        (
+            ["--replay.capacity", "500", "--replay.min-windows", "100"],
+            "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 1024, got 500",
+        ),
+        (["--replay.capacity-bytes", "10"], "replay.capacity_bytes must be >= 116 (a row in each shard), got 10"),
+        (["--algorithm.name", "ppo"], "algorithm.name must be set in a file"),
         (["--env.id", "CartPole-v9"], "environment CartPole-v9 is not known to Gymnasium"),
+        (["--env.id", "Pendulum-v1"], "algorithm dqn needs discrete actions; Pendulum-v1 has a box of (1,)"),
+        (["--env.kwargs", "foo=3"], "env.kwargs must be a table, each value a string or a finite number or true"),
+        (["--env.kwargs", "foo", "3"], "environment CartPole-v1 could not be made: TypeError: "),
+        (["--env.id", "tests.counting:Nothing"], "environment tests.counting:Nothing names Nothing, which"),
         (
             ["--run", "a/b"],
             "run must be a name of letters, digits, '.', '_' and '-' other than latest, got 'a/b' (from flag --run)",
@@ -338,14 +350,6 @@ def test_an_error_of_a_run_is_kept_with_it(tmp_path: Path) -> None:
     assert starling("ls", "--runs", str(tmp_path)).out.splitlines()[1].split()[1] == "failed"
 
 
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.usefixtures("own_signals")
 def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_later_ones_disturb_nothing() -> None:
     with StopRequest() as stopped:
@@ -354,6 +358,7 @@ def test_the_first_ctrl_c_asks_the_second_ends_at_once_and_later_ones_disturb_no
         assert stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     signal.raise_signal(signal.SIGINT)
 
@@ -366,6 +371,15 @@ def test_a_run_that_nobody_stopped_gives_the_signals_back() -> None:
         assert signal.getsignal(signal.SIGINT) is not before
 
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_signals_are_held_back_while_something_is_put_away() -> None:
+    with StopRequest() as stopped:
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            came_inside = stopped()
+        assert (came_inside, stopped()) == (False, True)
 
 
 def test_a_cluster_that_cannot_be_reached_has_an_exit_code_of_its_own(

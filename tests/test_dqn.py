@@ -59,6 +59,20 @@ def batch_of(length: int = 1, size: int = 8, seed: int = 1, **changes: object) -
     return Batch(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def batch_of_episodes_that_end(length: int) -> Batch:
+    """Windows that terminate, are truncated, or go on, at or after every step."""
+    rng = np.random.default_rng(2)
+    end = rng.integers(1, length + 2, 8)  # steps until the episode ends; length + 1: it does not
+    rows = np.arange(length)[:, None]
+    at_end, terminal = rows == end - 1, rng.random(8) < 0.5
+    return batch_of(
+        length,
+        terminated=torch.tensor(at_end & terminal),
+        truncated=torch.tensor(at_end & ~terminal),
+        valid=torch.tensor(rows < end),
+    )
+
+
 def slow_target(nets: Tables, batch: Batch, i: int, double: bool, discount: float) -> float:
     """The definition, one window at a time."""
     total, factor = 0.0, 1.0
@@ -78,16 +92,7 @@ def slow_target(nets: Tables, batch: Batch, i: int, double: bool, discount: floa
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("length", [1, 3])
 def test_the_error_is_target_minus_taken(double: bool, length: int) -> None:
-    rng = np.random.default_rng(2)
-    end = rng.integers(1, length + 2, 8)  # steps until the episode ends; length + 1: it does not
-    rows = np.arange(length)[:, None]
-    at_end, terminal = rows == end - 1, rng.random(8) < 0.5
-    batch = batch_of(
-        length,
-        terminated=torch.tensor(at_end & terminal),
-        truncated=torch.tensor(at_end & ~terminal),
-        valid=torch.tensor(rows < end),
-    )
+    batch = batch_of_episodes_that_end(length)
     nets = tables()
     algorithm = Dqn(DqnConfig(n_step=length, double=double, dueling=False, huber_delta=0.0, discount=0.9))
 
@@ -138,6 +143,13 @@ def test_the_ladder_runs_over_all_copies_of_all_actors() -> None:
     assert Dqn(DqnConfig()).explore(Place(0, 1, 1)) == pytest.approx([0.4])
 
 
+def test_the_greedy_action_is_that_of_the_largest_q_and_its_q_the_states_value() -> None:
+    outputs = {"q": np.array([[0.0, 2.0, 1.0], [-1.0, -3.0, -2.0]], np.float32)}
+
+    assert Dqn(DqnConfig()).greedy(outputs).tolist() == [1, 0]
+    assert Dqn(DqnConfig()).value(outputs).tolist() == [2.0, -1.0]
+
+
 def test_exploration_is_each_copys_own_epsilon() -> None:
     q = np.tile([0.0, 1.0, 0.0], (3, 1)).astype(np.float32)
     rng = np.random.default_rng(0)
@@ -152,17 +164,18 @@ def test_exploration_is_each_copys_own_epsilon() -> None:
 def test_the_actors_priority_is_the_learners_when_they_have_the_same_network() -> None:
     nets = tables()
     nets.tables["target"] = nets.tables["q"]
-    batch = batch_of(length=3)
+    batch = batch_of_episodes_that_end(length=3)
+    steps = batch.valid.numpy().sum(0)
     q = nets["q"].values.detach().numpy()
-    value = np.zeros((4, 8))
-    value[3] = q[batch.obs[-1]].max(1)
+    value = np.full((4, 8), 1e9)
+    value[steps, np.arange(8)] = q[batch.obs[-1]].max(1)
     believed = Believed(
         reward=batch.reward.numpy(),
         terminated=batch.terminated.numpy(),
         valid=batch.valid.numpy(),
         taken=np.stack([q[batch.obs[0], batch.action[0]]] * 3),
         value=value,
-        steps=np.full(8, 3),
+        steps=steps,
     )
     algorithm = Dqn(DqnConfig(dueling=False))
 

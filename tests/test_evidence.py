@@ -3,7 +3,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +19,6 @@ from cluster.provenance import Code, code_version
 from cluster.results import Result, ResultsFile, current
 from cluster.results_page import HEAD, Reference, render
 from cluster.run_folder import RunFolder
-from cluster.signals import STOPPING
 from starling.errors import ConfigError, RunError
 
 ENV = {
@@ -424,15 +423,6 @@ def test_a_request_to_stop_reaches_the_run_which_ends_cleanly(tmp_path: Path) ->
     assert json.loads(events.read_text().splitlines()[-1])["reason"] == "interrupted"
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Put back what handled signals before: whoever was asked to stop ignores them while it ends."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 class Signalled(Runs):
     """Is asked to stop during each run."""
 
@@ -441,7 +431,7 @@ class Signalled(Runs):
         return super().__call__(args, stopped)
 
 
-@pytest.mark.usefixtures("handlers")
+@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize(("ending", "kept"), [("goal", [1]), ("budget", [1]), ("failed", []), ("interrupted", [])])
 def test_a_signal_ends_it_with_whole_files_and_a_run_that_it_cut_short_is_no_result(
     ending: str, kept: list[int], desk: Desk

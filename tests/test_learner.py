@@ -176,7 +176,7 @@ def test_a_target_follows_by_period_or_by_tau() -> None:
 
     def apart(target: str, of: str) -> float:
         pairs = zip(nets[target].parameters(), nets[of].parameters(), strict=True)
-        return max(float((a - b).abs().max()) for a, b in pairs)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
     for update, hard, soft in [(1, 1.0, 0.75), (2, 1.0, 0.75**2), (3, 0.0, 0.75**3)]:
         nets.follow(update)

@@ -1,27 +1,18 @@
 """`starling ls`: the runs of a folder, a line each."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.board import count, number
-from cluster.commands.options import print_help, read, wants_help
+from cluster.commands.options import RunsOptions, print_help, read, wants_help
 from cluster.run_folder import Run, find_runs
 from starling.errors import check
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListOptions:
-    """Which runs."""
-
-    runs: str = "runs"
-    """folder of all runs"""
 
 
 def main(args: list[str]) -> int:
     """Print a line for each run, the newest last."""
     if wants_help(args):
-        return print_help(ListOptions(), "ls", "", "List the runs.")
-    before, options = read(args, ListOptions)
+        return print_help(RunsOptions(), "ls", "", "List the runs.")
+    before, options = read(args, RunsOptions)
     check(not before, f"ls must be given flags only, got {' '.join(before)}")
     runs = find_runs(Path(options.runs))
     if not runs:

@@ -1,5 +1,6 @@
 """A command's arguments: what stands first, and flags of its own."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from starling.config import build
@@ -7,6 +8,14 @@ from starling.errors import check
 from starling.flags import help_text, layers, split
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsOptions:
+    """Where to look."""
+
+    runs: str = "runs"
+    """folder of all runs"""
 
 
 def wants_help(args: list[str]) -> bool:

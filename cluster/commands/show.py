@@ -1,27 +1,18 @@
 """`starling show RUN`: what a run is, how far it is, and how it ended."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.board import duration, number
-from cluster.commands.options import only, print_help, read, wants_help
+from cluster.commands.options import RunsOptions, only, print_help, read, wants_help
 from cluster.config import algorithm_name, load
 from cluster.run_folder import Run, find_run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions:
-    """Where to look."""
-
-    runs: str = "runs"
-    """folder of all runs"""
 
 
 def main(args: list[str]) -> int:
     """Print a run's facts, a line each."""
     if wants_help(args):
-        return print_help(ShowOptions(), "show", "RUN", "Say what a run is and how far it is.")
-    before, options = read(args, ShowOptions)
+        return print_help(RunsOptions(), "show", "RUN", "Say what a run is and how far it is.")
+    before, options = read(args, RunsOptions)
     for name, value in facts(find_run(Path(options.runs), only(before, "show", "RUN"))).items():
         print(f"{name:<10}  {value}")
     return 0

@@ -13,6 +13,7 @@ from cluster.board import Subject
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
+from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
 from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
@@ -135,11 +136,8 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
 
 
 def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
-    from actors.envs import measure_spec
-
     config, options = job.config, job.options
-    spec = measure_spec(config.env)  # an environment that cannot be made is refused before anything is written
-    job = _begun(job, spec)
+    job = _begun(job, refuse_what_cannot_run(config))
     with _folder(job) as folder:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now

@@ -79,10 +79,10 @@ class Dqn:
         """Take a random action with each copy's epsilon, else the greedy one."""
         q = outputs["q"]  # [E, A]
         copies, actions = q.shape
-        action = q.argmax(1)
-        wild = rng.random(copies, dtype=np.float32) < explore
-        # drawn for every copy, so that one copy's epsilon does not shift another's random numbers
-        action = np.where(wild, rng.integers(actions, size=copies), action)
+        # drawn for every copy, so that one copy's epsilon does not shift another's random numbers; in one call, and
+        # scaled: `rng.integers` alone would cost more than the rest of this function
+        luck, choice = rng.random((2, copies))
+        action = np.where(luck < explore, (choice * actions).astype(np.int64), q.argmax(1))
         return Act(action, extras={}, taken=q[np.arange(copies), action])
 
     def greedy(self, outputs: Outputs) -> Array:

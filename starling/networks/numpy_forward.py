@@ -1,6 +1,7 @@
 """MLPs in plain numpy: what actors run, since it starts sooner and acts faster than torch at these sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,52 +23,83 @@ def encode(obs: Array, spec: Spec) -> Array:
     return flat.astype(np.float32, copy=False)
 
 
+class Layer(NamedTuple):
+    """A linear layer, its weight turned so that inputs multiply from the left."""
+
+    weight: Array  # [in, out]
+    bias: Array | None
+
+    def __call__(self, x: Array) -> Array:
+        """Map `[E, in]` to `[E, out]`."""
+        y: Array = x @ self.weight
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+
 class NumpyForward:
-    """The forward pass of networks whose torsos are all MLPs. `load` keeps views: it copies nothing."""
+    """The forward pass of networks whose torsos are all MLPs.
+
+    `load` keeps views where a layer is used as it is; the two streams of a dueling head become one layer.
+    """
 
     def __init__(self, networks: Mapping[str, Network], spec: Spec) -> None:
         self._networks = networks
         self._spec = spec
-        self._arrays: dict[str, Array] = {}
+        self._layers: list[tuple[Callable[[Array], Array], list[Layer], dict[str, Layer]]] = []
 
     def load(self, params: Params) -> None:
         """Use these parameters from now on."""
-        self._arrays = {
-            # a linear layer's weight is [out, in]; turned once, so that inputs multiply from the left
-            name: array.T if array.ndim == 2 else array
-            for name, array in params.arrays().items()
-        }
+        arrays = params.arrays()
+        self._layers = []
+        for name, network in self._networks.items():
+            torso = network.torso
+            assert isinstance(torso, Mlp)
+            hidden = [_layer(arrays, f"{name}.torso.layers.{i}") for i in range(len(torso.hidden))]
+            heads = {head: _head(arrays, f"{name}.heads.{head}", kind) for head, kind in network.heads.items()}
+            self._layers.append((_ACTIVATIONS[torso.activation], hidden, heads))
 
     def __call__(self, obs: Array) -> dict[str, Array]:
         """Return the outputs of every head for observations `[E, ...]`."""
         inputs = encode(obs, self._spec)
         outputs: dict[str, Array] = {}
-        for name, network in self._networks.items():
-            assert isinstance(network.torso, Mlp)
-            features = self._torso(f"{name}.torso.layers", network.torso, inputs)
-            for head_name, head in network.heads.items():
-                outputs[head_name] = self._head(f"{name}.heads.{head_name}", head, features)
+        for activate, hidden, heads in self._layers:
+            x = inputs
+            for layer in hidden:
+                x = activate(layer(x))
+            for name, head in heads.items():
+                outputs[name] = head(x)
         return outputs
 
-    def _torso(self, prefix: str, torso: Mlp, x: Array) -> Array:
-        for i in range(len(torso.hidden)):
-            x = self._linear(f"{prefix}.{i}", x)
-            if torso.activation == "relu":
-                np.maximum(x, 0.0, out=x)
-            else:
-                np.tanh(x, out=x)
-        return x
 
-    def _head(self, prefix: str, head: Head, features: Array) -> Array:
-        if isinstance(head, Linear):
-            return self._linear(prefix, features, head.bias)
-        streams = self._linear(f"{prefix}.streams", features)
-        value, advantage = streams[:, :1], streams[:, 1:]
-        q: Array = value + advantage - advantage.mean(-1, keepdims=True)
-        return q
+def _relu(x: Array) -> Array:
+    rectified: Array = np.maximum(x, 0.0, out=x)
+    return rectified
 
-    def _linear(self, prefix: str, x: Array, bias: bool = True) -> Array:
-        y: Array = x @ self._arrays[f"{prefix}.weight"]
-        if bias:
-            y += self._arrays[f"{prefix}.bias"]
-        return y
+
+def _tanh(x: Array) -> Array:
+    squashed: Array = np.tanh(x, out=x)
+    return squashed
+
+
+_ACTIVATIONS = {"relu": _relu, "tanh": _tanh}
+
+
+def _head(arrays: Mapping[str, Array], prefix: str, head: Head) -> Layer:
+    if isinstance(head, Linear):
+        return _layer(arrays, prefix)
+    streams = _layer(arrays, f"{prefix}.streams")
+    assert streams.bias is not None
+    # Q = V + A - mean A is linear in the features, so both streams add up to one layer
+    return Layer(join_streams(streams.weight), join_streams(streams.bias))
+
+
+def join_streams(streams: Array) -> Array:
+    """Add the first column, the value, to the others, the advantages, less their mean."""
+    value, advantage = streams[..., :1], streams[..., 1:]
+    q: Array = value + advantage - advantage.mean(-1, keepdims=True)
+    return q
+
+
+def _layer(arrays: Mapping[str, Array], prefix: str) -> Layer:
+    return Layer(arrays[f"{prefix}.weight"].T, arrays.get(f"{prefix}.bias"))

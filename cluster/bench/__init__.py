@@ -1,0 +1,1 @@
+"""How fast each role is, beside what this machine allows: measured together, in processes of their own."""

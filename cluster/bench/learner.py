@@ -1,0 +1,92 @@
+"""The learner beside the same losses and the same optimizer on batches that are tensors already."""
+
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.envs import measure_spec
+from cluster.bench.figure import Figure, Work, rates
+from cluster.bench.neighbours import PackingSink, ReadyBatches, fresh_params, play
+from cluster.config import Config
+from cluster.roles import build_algorithm, build_shard
+from learner.feeds import to_batch
+from learner.nets import LearnerNets
+from learner.worker import Learner
+from replay_server.local import LocalReplay
+from replay_server.router import Router
+from starling.metrics import no_clock
+from starling.spec import Spec
+from starling.types import Sampled
+
+BATCHES = 32
+UNROLLS = 64
+
+
+def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+    """Return the updates per second of a learner whose next batch is always there."""
+    spec = measure_spec(config.env)
+    batches = sampled_batches(config, spec)
+    torch.set_flush_denormal(True)  # as in a run
+    learner = Learner(
+        config.learner, build_algorithm(config), spec, ReadyBatches(batches), PackingSink(), config.seed, time.monotonic
+    )
+    value, limit = rates([lambda: learner.step().work["updates"], bare_updates(config, spec, batches)], seconds)
+    figure = Figure(
+        name=f"learner.efficiency.{preset}",
+        value=value,
+        unit="updates/s",
+        limit=limit,
+        limit_name="the same on tensors in memory",
+        settings={
+            "batch_size": config.learner.batch_size,
+            "threads": config.learner.threads,
+            "device": learner.device.type,
+            "parameters": learner.nets.layout.size,
+        },
+    )
+    return [figure]
+
+
+def sampled_batches(config: Config[Any], spec: Spec) -> list[Sampled]:
+    """Return batches as the router makes them of what actors played."""
+    shards = [build_shard(config, spec, index, no_clock) for index in range(config.replay.shards)]
+    params = fresh_params(config, spec)
+    for index, shard in enumerate(shards):
+        for unroll in play(config, spec, params, index, config.actor.unroll_length, UNROLLS):
+            shard.insert(unroll)
+    rng = np.random.default_rng(config.seed)
+    replay = type(config.replay)(min_windows=1, samples_per_insert=0.0, beta=config.replay.beta)
+    router = Router(LocalReplay(shards), replay, rng, no_clock, config.learner.batch_size)
+    taken = [router.take() for _ in range(BATCHES)]
+    return [sampled for sampled in taken if isinstance(sampled, Sampled)]
+
+
+def bare_updates(config: Config[Any], spec: Spec, batches: Sequence[Sampled]) -> Work:
+    """Return one update after another, and whatever else the algorithm's mathematics asks for."""
+    algorithm = build_algorithm(config)
+    cuda = torch.cuda.is_available() and config.learner.device != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    generator = torch.Generator(device).manual_seed(config.seed)
+    nets = LearnerNets(
+        algorithm.networks(spec), algorithm.targets(), spec, torch.Generator().manual_seed(config.seed), device
+    )
+    tensors = cycle([to_batch(sampled.columns, sampled.weights, device) for sampled in batches])
+    optimizer = torch.optim.Adam(nets.vectors.values(), lr=config.learner.optimizer.learning_rate, fused=True)
+    updates = 0
+
+    def work() -> int:
+        nonlocal updates
+        losses = algorithm.losses(nets, next(tensors), generator)
+        nets.gradient.zero_()
+        sum(losses.groups.values()).backward()
+        torch.nn.utils.clip_grad_norm_(nets.vectors.values(), config.learner.optimizer.clip_norm)
+        optimizer.step()
+        updates += 1
+        nets.follow(updates)
+        return 1
+
+    return work
