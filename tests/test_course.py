@@ -158,24 +158,20 @@ def test_a_run_without_a_goal_ends_by_its_budget_alone() -> None:
     assert course.over(stopped=False) is None
 
 
-@pytest.mark.parametrize("evaluated", [False, True])
-def test_the_last_parameters_are_kept_and_are_the_best_only_if_none_were_judged(evaluated: bool) -> None:
-    told = Told()
-    course = course_with(told)
-    course.hear(0, [evaluation(3.0)] if evaluated else [])
+def test_the_outcome_names_the_last_parameters_by_their_sha256() -> None:
+    course = course_with(Told())
+    course.hear(0, [evaluation(3.0)])
 
-    outcome = course.end("budget", 8, params_of(4.0))
+    outcome = course.end("budget", params_of(4.0))
 
-    last = told[-1]
-    assert isinstance(last, CheckpointDue)
-    assert (last.version, last.best, last.mean) == (8, not evaluated, None)
+    assert (outcome.reason, outcome.best_mean) == ("budget", 3.0)
     assert outcome.params_sha256 == hashlib.sha256(np.full(2, 4.0, np.float32).tobytes()).hexdigest()
 
 
-def test_a_run_that_published_nothing_ends_without_a_checkpoint() -> None:
+def test_a_run_that_published_nothing_ends_without_parameters() -> None:
     told = Told()
 
-    outcome = course_with(told).end("interrupted", 0, None)
+    outcome = course_with(told).end("interrupted", None)
 
     assert told == []
     assert outcome.params_sha256 == ""
