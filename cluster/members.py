@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from cluster.figures import kind_of
 from cluster.handles import Peer
 from cluster.processes import Beat, LoopProcess, ParamProcess, ShardProcess
 from starling.errors import RoleError
@@ -25,6 +26,8 @@ HANG_LIMIT_S = 10.0
 STOP_LIMIT_S = 3.0  # for every loop's present step
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 30.0)
+
+START_ORDER = ("learner", "actor", "replay_server", "param_server", "evaluator")
 
 Spawn = Callable[[int, Mapping[str, list[Peer]]], Any]
 Happen = Callable[..., None]
@@ -78,8 +81,8 @@ class Members:
         return self._declare(name, spawn, peers)
 
     def start(self) -> None:
-        """Make every role, first the loops, which have more to import; each is connected to those that follow."""
-        for member in sorted(self._members.values(), key=lambda member: not member.peers):
+        """Make every role, first what the first step waits longest for; each is connected to those that follow."""
+        for member in sorted(self._members.values(), key=lambda member: START_ORDER.index(kind_of(member.name))):
             self._spawn(member)
 
     def watch(self) -> dict[str, Beat]:

@@ -32,9 +32,9 @@ class LearnerConfig:
 
     batch_size: int = 64
     """windows per update"""
-    batches_per_request: int = 4
+    batches_per_request: int = 8
     """batches that one round of calls to the shards brings"""
-    requests_ahead: int = 3
+    requests_ahead: int = 2
     """rounds that are under way or waiting to be learned from"""
     publish_every: int = 10
     """updates between versions of the parameters"""
