@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from cluster.cores import share_cores
+from cluster.user_folder import append_to_path
 from starling.errors import ClusterError, StarlingError, UsageError
 from starling.failpoints import VARIABLE, arm
 
@@ -32,8 +33,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     share_cores(os.environ)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for environments by import path; last, so that nobody's learner/ shadows ours
+    append_to_path(os.getcwd())
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

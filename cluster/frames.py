@@ -37,10 +37,19 @@ class Orders:
     initial: Params | None = None  # what the networks of a new run begin with
 
 
-EVENTS["Orders"] = Orders
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a supervisor gave up, and why another one would too: the name of an error of ours and its sentence."""
+
+    kind: str
+    sentence: str
 
 
-def send(pipe: int, message: Event | Outcome | Orders) -> None:
+EVENTS |= {"Orders": Orders, "Refusal": Refusal}
+Message = Event | Outcome | Orders | Refusal
+
+
+def send(pipe: int, message: Message) -> None:
     """Write one message whole."""
     fields = as_row(message)
     arrays = {f"states/{name}": pack_state(state) for name, state in fields.pop("states", {}).items()}
@@ -60,7 +69,7 @@ class Inbox:
     def __init__(self) -> None:
         self._bytes = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Event | Outcome | Orders]:
+    def feed(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that these bytes complete."""
         self._bytes += data
         while len(self._bytes) >= LENGTH.size:
@@ -82,7 +91,7 @@ def receive_orders(pipe: int) -> Orders:
     raise EOFError("the launcher closed the pipe before its orders were whole")
 
 
-def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Event | Outcome | Orders:
+def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Message:
     fields = dict(meta["fields"])
     cls = EVENTS[meta["kind"]]
     for name in PARAMS:
@@ -91,5 +100,5 @@ def _message(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Event | Outc
     packed = {name.removeprefix("states/"): array for name, array in arrays.items() if name.startswith("states/")}
     if packed:
         fields["states"] = {name: unpack_state(array) for name, array in packed.items()}
-    message: Event | Outcome | Orders = cls(**fields)
+    message: Message = cls(**fields)
     return message

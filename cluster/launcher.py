@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.config import Config, dump
-from cluster.frames import Inbox, Orders, send
+from cluster.frames import Inbox, Orders, Refusal, send
 from cluster.ray_node import RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
 from cluster.roles import FRESH, Start
 from cluster.rows import as_row
 from cluster.signals import undisturbed
+from starling import errors
 from starling.errors import RoleError
 from starling.params import Params
 
@@ -25,7 +26,6 @@ POLL_S = 0.1
 STOP_LIMIT_S = 6.0  # from the request to stop to the supervisor's last word
 EXIT_LIMIT_S = 3.0  # from a supervisor's last word to its exit
 LOG_TAIL_BYTES = 4_000
-REFUSED = 2  # a supervisor's exit code for what another attempt would meet again
 
 
 class Launcher:
@@ -51,8 +51,6 @@ class Launcher:
             code, log = self._supervise()
             if self._outcome is not None:
                 return self._outcome
-            if code == REFUSED:
-                raise RoleError(log.strip().splitlines()[-1])
             self._note("supervisor_lost", attempt=attempt, exit_code=code, log=log)
             if self._stopped():
                 return self._cut_short()
@@ -82,6 +80,7 @@ class Launcher:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "cluster.supervisor", str(write_end)],
                     env=node.environment(os.environ),
+                    cwd=node.folder,
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
@@ -119,6 +118,8 @@ class Launcher:
         if isinstance(message, Outcome):
             self._outcome = message
             return
+        if isinstance(message, Refusal):
+            raise getattr(errors, message.kind)(message.sentence)
         if isinstance(message, Sample | CheckpointDue):
             counters = {name: getattr(message, name) for name in ("env_steps", "updates", "elapsed_s")}
             self._orders = replace(self._orders, **counters)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import ray
 
+from cluster import user_folder
 from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
 from param_server.server import ParamServer
 from replay_server.shard import ReplayShard
@@ -133,6 +134,7 @@ class LoopProcess:
 
     def __init__(self, name: str, build: Callable[..., Role], generation: int, peers: Mapping[str, list[Peer]]) -> None:
         faulthandler.enable()
+        user_folder.enter()
         self._neighbours = {
             argument: NEIGHBOURS[argument](list(them), time.monotonic) for argument, them in peers.items()
         }

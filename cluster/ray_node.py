@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster import user_folder
 from cluster.cores import ONE_THREAD
 
 PREFIX = "starling-"
@@ -46,12 +47,18 @@ class RayNode:
             file.write(secrets.token_hex(32))
         return RayNode(folder, secrets.token_hex(8))
 
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> "RayNode":
+        """Return the node to which a process with this environment belongs."""
+        return RayNode(Path(environment[FOLDER]).parent, environment[MARK])
+
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of the supervisor; Ray reads it when it is imported."""
         inherited = {name: value for name, value in base.items() if not name.startswith("RAY_")}
         return {
             **inherited,
             MARK: self.mark,
+            user_folder.VARIABLE: base.get(user_folder.VARIABLE, os.getcwd()),
             FOLDER: str(self.folder / RAY_FOLDER),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
@@ -65,8 +72,8 @@ class RayNode:
         }
 
     def kill(self) -> int:
-        """End every process of the run at once, and return how many there were."""
-        alive = [process for process in processes_marked(self.mark)]
+        """End every process of the run at once, the caller's own left out, and return how many there were."""
+        alive = [process for process in processes_marked(self.mark) if process.pid != os.getpid()]
         for process in alive:
             try:
                 process.kill()

@@ -17,13 +17,12 @@ from typing import Any
 import ray
 
 from actors.envs import measure_spec
-from cluster import launch
+from cluster import launch, user_folder
 from cluster.config import Config, parse
 from cluster.course import Course, Past
-from cluster.frames import Orders, receive_orders, send
-from cluster.launcher import REFUSED
+from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.members import Members
-from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, open_listeners, processes_marked
+from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, RayNode, open_listeners, processes_marked
 from cluster.report import Outcome
 from cluster.roles import Newest, Start, acting_params
 from starling import wire
@@ -147,6 +146,7 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
         measured = pool.submit(measure_spec, config.env)  # while Ray starts
         start_ray(Path(os.environ[FOLDER]))
         spec = measured.result()
+    user_folder.enter()
     signal.signal(signal.SIGTERM, stopped.handle)  # Ray has put its own in place
     if found := open_listeners(processes_marked(os.environ[MARK])):
         raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
@@ -171,17 +171,21 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
 def main() -> int:
     """Run one supervisor; its last message is the outcome."""
     os.umask(0o077)
-    pipe = int(sys.argv[1])
+    user_folder.append_to_path(os.environ[user_folder.VARIABLE])
+    launcher, pipe = os.getppid(), int(sys.argv[1])
     try:
-        outcome = supervise(receive_orders(sys.stdin.fileno()), pipe)
-        send(pipe, outcome)
+        send(pipe, supervise(receive_orders(sys.stdin.fileno()), pipe))
     except StarlingError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return REFUSED
+        send(pipe, Refusal(kind=type(error).__name__, sentence=str(error)))
+        return 1
     except BrokenPipeError:
         return 1  # nobody is left to tell
     finally:
         ray.shutdown()
+        if os.getppid() != launcher:  # nobody else will put this away
+            node = RayNode.of(os.environ)
+            node.kill()
+            node.remove()
     return 0
 
 

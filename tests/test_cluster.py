@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.ray_node import MARK, open_listeners
+from cluster.ray_node import FOLDER, MARK, open_listeners
 from tests.clusters import TrainingRun, alive, kill
 
 pytestmark = pytest.mark.cluster
@@ -104,6 +105,34 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
 
         assert run.end() == 130
         assert alive(marks) == []
+
+
+def test_a_run_whose_launcher_is_killed_puts_itself_away(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER) as run:
+        run.until(lambda: run.updates() > 20, "training")
+        marks = run.marks()
+        folder = next(Path(p.environ()[FOLDER]).parent for p in run.everyone())
+
+        kill(run.process.pid)
+
+        deadline = time.monotonic() + 30.0
+        while alive(marks) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert alive(marks) == []
+        assert not folder.exists()
+
+
+def test_a_folder_of_ones_own_does_not_stand_in_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "actors").mkdir()
+    (tmp_path / "actors" / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    command = [sys.executable, "-P", "-m", "cluster.cli", "train", "gridworld", "--quiet", "--total-steps", "2000"]
+    environment = {**os.environ, "PYTHONPATH": ""}
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_listener_is_on_loopback_and_a_stranger_is_refused(tmp_path: Path) -> None:
