@@ -1,6 +1,7 @@
 """The command line: finds the command, runs it, and turns whatever goes wrong into one sentence and an exit code."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arm(os.environ.get(VARIABLE, ""))
         return _dispatch(args)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are as good as gone: another one must not end in a traceback
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a person is at the other end: one sentence, and the traceback only on request
