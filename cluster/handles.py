@@ -2,19 +2,20 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from starling import wire
+from starling.errors import RoleError
 from starling.metrics import Clock
 from starling.params import Params
 from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 
-ANSWER_LIMIT_S = 30.0  # a call without an answer for so long is given up and counted
+ANSWER_LIMIT_S = 90.0  # longer than a role may take to start, or to be found hanging and be replaced
+OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
@@ -28,25 +29,34 @@ class Peer(NamedTuple):
     generation: int
 
 
-class Line:
-    """Calls in flight to one role, answered in the order in which they were made.
+class Lost:
+    """Stands for an answer that will never come."""
 
-    When the role dies, its unanswered calls are lost and counted, and nothing is sent until the supervisor connects
-    its successor. A call that outlives the limit is given up in the same way. Used by one thread, `connect` excepted.
+
+LOST = Lost()
+
+
+class Line:
+    """Calls in flight to one role: each gets one answer, in the order of the calls.
+
+    When the role dies, the answers still owed are LOST, and nothing is sent until the supervisor connects its
+    successor. A call that outlives the limit is an error of the caller's, which names the role. Used by one thread,
+    `connect` excepted.
     """
 
     def __init__(self, peer: Peer, clock: Clock, limit_s: float = ANSWER_LIMIT_S) -> None:
         self._peer = peer
-        self._next: Peer | None = None
+        self._next: deque[Peer] = deque(maxlen=1)  # a deque, since taking from it is one step for all threads
         self._clock = clock
         self._limit_s = limit_s
         self._flying: deque[tuple[Any, float]] = deque()
+        self._owed_lost = 0
         self._down_since = None if peer.handle is not None else clock()
         self.lost = 0
 
     def connect(self, peer: Peer) -> None:
         """Talk to this successor from the next call on; may be called from another thread."""
-        self._next = peer
+        self._next.append(peer)
 
     @property
     def generation(self) -> int:
@@ -54,27 +64,29 @@ class Line:
         return self._peer.generation
 
     def call(self, method: str, *args: Any) -> None:
-        """Send a call; its answer comes through `answers`."""
-        assert self.waits() == "", "a role that is down is not called"
-        self._flying.append((getattr(self._peer.handle, method).remote(*args), self._clock()))
+        """Send a call; its answer comes through `answers`, LOST if the role is down."""
+        if self.waits():
+            self._owed_lost += 1
+        else:
+            self._flying.append((getattr(self._peer.handle, method).remote(*args), self._clock()))
 
     def answers(self) -> list[Any]:
         """Return the answers that have come, without waiting."""
         self._reconnect()
-        come: list[Any] = []
-        if not self._flying:
-            return come
+        come = self._take_lost()
         flying = self.in_flight()
-        ready = set(ray.wait(flying, num_returns=len(flying), timeout=0)[0])
+        ready = set(ray.wait(flying, num_returns=len(flying), timeout=0)[0]) if flying else set()
         while self._flying and self._flying[0][0] in ready:
             try:
                 come.append(ray.get(self._flying[0][0]))
-            except RayActorError:
+                self._flying.popleft()
+            except (RayActorError, ObjectLostError):
                 self._give_up()
-                return come
-            self._flying.popleft()
+                come += self._take_lost()
         if self._flying and self._clock() - self._flying[0][1] > self._limit_s:
-            self._give_up()
+            raise RoleError(
+                f"{self._peer.role} has not answered for {self._limit_s:.0f} s; it is neither dead nor replaced"
+            )
         return come
 
     def waits(self) -> str:
@@ -91,16 +103,21 @@ class Line:
     def __len__(self) -> int:
         return len(self._flying)
 
+    def _take_lost(self) -> list[Any]:
+        lost, self._owed_lost = self._owed_lost, 0
+        return [LOST] * lost
+
     def _give_up(self) -> None:
         self.lost += len(self._flying)
+        self._owed_lost += len(self._flying)
         self._flying.clear()
         self._down_since = self._clock()
 
     def _reconnect(self) -> None:
-        if self._next is not None:
-            if self._down_since is None:
-                self._give_up()
-            self._peer, self._next, self._down_since = self._next, None, None
+        if not self._next:
+            return
+        self._give_up()
+        self._peer, self._down_since = self._next.popleft(), None
 
 
 class RemoteSink:
@@ -122,7 +139,8 @@ class RemoteSink:
     def must_wait(self) -> str:
         """Wait for acknowledgements when too many are missing, and for credit when the learner is behind."""
         for answer in self._line.answers():
-            self._credit = answer.credit if isinstance(answer, InsertReply) else answer
+            if answer is not LOST:
+                self._credit = answer.credit if isinstance(answer, InsertReply) else answer
         if down := self._line.waits():
             self._credit = 1  # a successor says itself how much it takes
             return down
@@ -137,18 +155,10 @@ class RemoteSink:
 
 
 class RemoteReplay:
-    """The learner's way to all shards.
-
-    A shard that is down answers with nothing, so that learning goes on with the rest. What its predecessor took
-    counts on, so that the account of samples per insert never goes back.
-    """
+    """The learner's way to all shards; learning goes on without those that are down."""
 
     def __init__(self, peers: Sequence[Peer], clock: Clock) -> None:
         self.lines = [Line(peer, clock) for peer in peers]
-        self._owed: list[deque[int]] = [deque() for _ in peers]  # batches in each request without an answer
-        self._lost = [0] * len(peers)
-        self._before = [0] * len(peers)  # windows inserted into predecessors
-        self._inserted = [0] * len(peers)
 
     @property
     def num_shards(self) -> int:
@@ -156,40 +166,16 @@ class RemoteReplay:
         return len(self.lines)
 
     def request(self, shard: int, request: SampleRequest) -> None:
-        """Ask one shard; one that is down will answer with nothing."""
-        self._owed[shard].append(len(request.counts))
-        if not self.lines[shard].waits():
-            limit = request.insert_limit - self._before[shard]
-            self.lines[shard].call("sample", wire.encode_request(replace(request, insert_limit=limit)))
+        """Ask one shard."""
+        self.lines[shard].call("sample", wire.encode_request(request))
 
-    def replies(self) -> list[tuple[int, SampleReply]]:
-        """Return the answers that have come, with empty ones in place of those that never will."""
-        return [(shard, reply) for shard in range(len(self.lines)) for reply in self._replies(shard)]
-
-    def _replies(self, shard: int) -> list[SampleReply]:
-        line, owed = self.lines[shard], self._owed[shard]
-        come = []
-        for answer in line.answers():
-            reply = wire.decode_reply(answer)
-            self._inserted[shard] = reply.inserted
-            come.append(replace(reply, inserted=self._before[shard] + reply.inserted))
-            owed.popleft()
-        if line.lost > self._lost[shard]:
-            self._lost[shard] = line.lost
-            self._before[shard] += self._inserted[shard]
-            self._inserted[shard] = 0
-        return come + [self._nothing(shard, owed.popleft()) for _ in range(len(owed) - len(line))]
-
-    def _nothing(self, shard: int, batches: int) -> SampleReply:
-        return SampleReply(
-            counts=[0] * batches,
-            columns={},
-            keys=np.empty(0, np.int64),
-            probabilities=np.empty(0),
-            mass=0.0,
-            size=0,
-            inserted=self._before[shard] + self._inserted[shard],
-        )
+    def replies(self) -> list[tuple[int, SampleReply | None]]:
+        """Return the answers that have come, None for those that never will."""
+        return [
+            (shard, None if answer is LOST else wire.decode_reply(answer))
+            for shard, line in enumerate(self.lines)
+            for answer in line.answers()
+        ]
 
 
 class RemoteParams:
@@ -205,17 +191,22 @@ class RemoteParams:
     def fetch(self, newer_than: int) -> tuple[int, Params] | None:
         """Return the newest version that has arrived, if it is newer."""
         for answer in self._line.answers():
-            if answer is not None:
-                version, packed = answer
-                if isinstance(packed, list):
-                    packed = ray.get(packed[0], timeout=ANSWER_LIMIT_S)
-                self._newest = version, wire.decode_params(packed)
+            if answer is not None and answer is not LOST:
+                self._take(*answer)
         if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= FETCH_EVERY_S:
             self._asked = self._clock()
             self._line.call("fetch", max(newer_than, self._newest[0] if self._newest else 0))
         if self._newest is not None and self._newest[0] > newer_than:
             return self._newest
         return None
+
+    def _take(self, version: int, packed: Any) -> None:
+        if isinstance(packed, list):
+            try:
+                packed = ray.get(packed[0], timeout=OBJECT_LIMIT_S)
+            except RayError:
+                return  # its owner died meanwhile: the next question is for its successor
+        self._newest = version, wire.decode_params(packed)
 
 
 class RemoteParamSink:

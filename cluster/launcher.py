@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from starling.params import Params
 
 MAX_SUPERVISORS = 5
 POLL_S = 0.1
-STOP_LIMIT_S = 6.0  # from the request to stop to the supervisor's last word
+STOP_LIMIT_S = 8.0  # from the request to stop to the supervisor's last word; longer than its own limits together
 EXIT_LIMIT_S = 3.0  # from a supervisor's last word to its exit
 LOG_TAIL_BYTES = 4_000
 
@@ -78,7 +79,7 @@ class Launcher:
         try:
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "cluster.supervisor", str(write_end)],
+                    [sys.executable, "-m", "cluster.supervisor", str(write_end), str(os.getpid())],
                     env=node.environment(os.environ),
                     cwd=node.folder,
                     stdin=subprocess.PIPE,
@@ -89,7 +90,8 @@ class Launcher:
                 )
             os.close(write_end)
             assert process.stdin is not None
-            send(process.stdin.fileno(), self._orders)
+            with suppress(BrokenPipeError), process.stdin as orders:  # one that dies at once is followed by another
+                send(orders.fileno(), self._orders)
             self._follow(process, read_end)
             return _ended(process), log.read_text("utf-8", "replace")[-LOG_TAIL_BYTES:]
         finally:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from cluster.figures import kind_of
 from cluster.handles import Peer
@@ -21,11 +21,12 @@ from cluster.processes import Beat, LoopProcess, ParamProcess, ShardProcess
 from starling.errors import RoleError
 from starling.metrics import Clock
 
+DIED = "died"
 START_LIMIT_S = 60.0  # from creation to the first turn of the loop: imports, environments, the first parameters
 HANG_LIMIT_S = 10.0
 STOP_LIMIT_S = 3.0  # for every loop's present step
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
-BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 30.0)
+BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 START_ORDER = ("learner", "actor", "replay_server", "param_server", "evaluator")
 
@@ -45,7 +46,6 @@ class Member:
     pid: int = 0
     asked: Any = None
     asked_at: float = 0.0
-    born_at: float = 0.0
     beat: Beat | None = None
     turned_at: float = 0.0
     retry_at: float = 0.0
@@ -82,7 +82,7 @@ class Members:
 
     def start(self) -> None:
         """Make every role, first what the first step waits longest for; each is connected to those that follow."""
-        for member in sorted(self._members.values(), key=lambda member: START_ORDER.index(kind_of(member.name))):
+        for member in sorted(self._members.values(), key=lambda member: _turn_to_start(member.name)):
             self._spawn(member)
 
     def watch(self) -> dict[str, Beat]:
@@ -91,17 +91,32 @@ class Members:
 
     def stop(self) -> dict[str, Beat]:
         """Let every loop end its present step, and return their last words."""
-        loops = {m.name: m.handle.stop.remote() for m in self._members.values() if m.peers and m.beat is not None}
-        done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=STOP_LIMIT_S) if loops else ([], [])
-        return {
-            name: beat for name, answer in loops.items() if answer in done and (beat := _answer(answer)) is not None
-        }
+        loops = [m for m in self._members.values() if m.peers and m.beat is not None]
+        asked = [m.asked for m in loops if m.asked is not None]
+        last = [m.handle.stop.remote() for m in loops]
+        if last:
+            ray.wait(asked + last, num_returns=len(asked + last), timeout=STOP_LIMIT_S)
+        return {m.name: beat for m, answer in zip(loops, last, strict=True) if (beat := self._last_words(m, answer))}
+
+    def _last_words(self, member: Member, answer: Any) -> Beat | None:
+        """Return a loop's last beat, with the news of one that was asked for before and not read yet."""
+        before = _answer(member.asked) if member.asked is not None and _ready(member.asked) else None
+        beat = _answer(answer) if _ready(answer) else None
+        member.asked = None
+        member.beat = beat or before or member.beat
+        if beat is None or before is None:
+            return beat or before
+        return beat._replace(news=[*before.news, *beat.news])
 
     def counts(self, name: str) -> dict[str, int]:
         """Return what all incarnations of a role counted."""
         member = self._members[name]
         now = member.beat.stats.get("counts", {}) if member.beat else {}
         return {key: now.get(key, 0) + member.before.get(key, 0) for key in {*now, *member.before}}
+
+    def is_up(self, name: str) -> bool:
+        """Say whether a role has answered since it was made."""
+        return self._members[name].beat is not None
 
     def names(self) -> list[str]:
         """Return the name of every role."""
@@ -121,6 +136,7 @@ class Members:
             "counts": self.counts(name),
             "process": process,
             "waits": member.beat.waits if member.beat else "",
+            "calls_lost": member.beat.lost if member.beat else 0,
         }
 
     def ask(self, name: str, method: str, *args: Any, limit_s: float) -> Any:
@@ -130,7 +146,7 @@ class Members:
             return None
         try:
             return ray.get(getattr(member.handle, method).remote(*args), timeout=limit_s)
-        except (RayActorError, GetTimeoutError):
+        except RayError:
             return None
 
     def _declare(self, name: str, spawn: Spawn, peers: Mapping[str, Sequence[str]]) -> str:
@@ -141,7 +157,7 @@ class Members:
         member.generation += 1
         peers = {argument: [self._peer(role) for role in roles] for argument, roles in member.peers.items()}
         member.handle = member.spawn(member.generation, peers)
-        member.born_at = member.turned_at = self._clock()
+        member.turned_at = self._clock()
         member.beat = member.asked = None
         member.pid = 0
         for other in self._members.values():
@@ -162,14 +178,14 @@ class Members:
         if member.asked is None:
             member.asked, member.asked_at = member.handle.beat.remote(), now
             return None
-        if not ray.wait([member.asked], timeout=0)[0]:
+        if not _ready(member.asked):
             if now - member.asked_at > (HANG_LIMIT_S if member.beat else START_LIMIT_S):
                 self._replace(member, f"did not answer for {now - member.asked_at:.0f} s")
             return None
         beat = _answer(member.asked)
         member.asked = None
         if beat is None:
-            self._replace(member, "died")
+            self._replace(member, DIED)
             return None
         return self._hear(member, beat, now)
 
@@ -179,7 +195,7 @@ class Members:
             member.beat = beat
             self._replace(member, beat.error.strip().splitlines()[-1])
             return None
-        if member.beat is None or beat.beats != member.beat.beats:
+        if member.beat is None or _turns(beat) != _turns(member.beat):
             if member.down_at is not None and beat.beats > 0:
                 self._happen("recovered", role=member.name, seconds=round(now - member.down_at, 2))
                 member.down_at = None
@@ -196,7 +212,7 @@ class Members:
         now = self._clock()
         member.before = self.counts(member.name)
         self._happen("lost", role=member.name, generation=member.generation, why=why, held=_held(member))
-        self._kill(member)
+        self._kill(member, why)
         member.restarts.append(now)
         while now - member.restarts[0] > RESTART_WINDOW_S:
             member.restarts.popleft()
@@ -209,13 +225,18 @@ class Members:
         member.down_at = now
         member.retry_at = now + BACK_OFF_S[min(len(member.restarts) - 1, len(BACK_OFF_S) - 1)]
 
-    def _kill(self, member: Member) -> None:
-        if member.pid:
+    def _kill(self, member: Member, why: str) -> None:
+        if member.pid and why != DIED:  # a dead process's number may be another's by now
             try:
                 os.kill(member.pid, signal.SIGKILL)  # ray.kill asks politely first, and a stopped process is deaf
             except ProcessLookupError:
                 member.pid = 0
         ray.kill(member.handle, no_restart=True)
+
+
+def _turn_to_start(name: str) -> int:
+    kind = kind_of(name)
+    return START_ORDER.index(kind) if kind in START_ORDER else len(START_ORDER)
 
 
 def _held(member: Member) -> dict[str, float]:
@@ -227,6 +248,15 @@ def _held(member: Member) -> dict[str, float]:
 
 def _remote(process: type) -> Any:
     return ray.remote(process).options(num_cpus=0.1, max_restarts=0, max_task_retries=0)
+
+
+def _turns(beat: Beat) -> int:
+    """Return what grows while a role gets on: its steps, and what it does within a long one."""
+    return beat.beats + int(beat.stats.get("turns", 0))
+
+
+def _ready(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
 
 
 def _answer(reference: Any) -> Beat | None:

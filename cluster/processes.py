@@ -6,9 +6,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import ray
@@ -18,7 +18,7 @@ from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, R
 from param_server.server import ParamServer
 from replay_server.shard import ReplayShard
 from starling import wire
-from starling.state import pack_state
+from starling.state import Lasting, pack_state
 from starling.types import InsertReply, Progress
 
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
@@ -27,6 +27,7 @@ INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; large
 IDLE_S = 0.001
 WAIT_S = 0.05
 STOP_S = 2.5
+STATE_POLL_S = 0.02
 STATE_S = 5.0
 
 
@@ -169,17 +170,24 @@ class LoopProcess:
         return self.beat()
 
     def state(self) -> Buffer:
-        """Return what a checkpoint keeps, as it is between two steps."""
+        """Return what a checkpoint keeps, as it is between two steps; of a loop that has ended, at its end."""
         answer: Future[Buffer] = Future()
         self._asked.put(answer)
-        if not self._thread.is_alive():
-            self._answer()
-        return answer.result(timeout=STATE_S)
+        until = time.monotonic() + STATE_S
+        while not answer.done() and time.monotonic() < until:
+            if not self._thread.is_alive():
+                self._answer()
+            wait([answer], timeout=STATE_POLL_S)
+        return answer.result(timeout=0)
 
     def _answer(self) -> None:
         while not self._asked.empty():
-            role: Any = self._role
-            self._asked.get().set_result(pack_state(role.state()))
+            answer, role = self._asked.get(), self._role
+            try:
+                assert role is not None, "a role that has not begun has no state"
+                answer.set_result(pack_state(cast(Lasting, role).state()))
+            except Exception as error:  # whoever asked is told; the loop goes on
+                answer.set_exception(error)
 
     def _run(self, build: Callable[..., Role], generation: int) -> None:
         try:

@@ -15,9 +15,9 @@ from starling.params import Params
 from starling.spec import Spec
 from starling.types import Columns
 
-FREE = ("goal.", "evaluator.", "checkpoint.")
+FREE = ("goal.", "evaluator.", "checkpoint.", "replay.samples_per_insert")
 FREE_FOR_RAY = (*FREE, "actor.num")
-MAY_CHANGE = "only goal.*, evaluator.*, checkpoint.* and, with ray, actor.num may change"
+MAY_CHANGE = "only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert and, with ray, actor.num may change"
 
 
 class Taken(NamedTuple):

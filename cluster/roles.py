@@ -27,7 +27,10 @@ from starling.types import Algorithm, Columns, ParamSink, ParamSource, Place, Re
 ACTOR, SHARD, ROUTER, LEARNER = range(4)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
+KEYS = 40  # bits: more rows than one shard will see
+
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
+VERSION_GAP = 1 << 20  # versions that no learner publishes before it dies: those of its successor are above them
 
 
 class Newest(NamedTuple):
@@ -51,6 +54,11 @@ class Start:
         """Return what one role needs of it."""
         states = {name: self.states[name]} if name in self.states else {}
         return replace(self, states=states)
+
+    def first_key(self, name: str, generation: int) -> int:
+        """Return a key that no row of a shard has reached: neither of its predecessors, nor before a resume."""
+        reached = self.states[name].under("storage").meta["end"] if name in self.states else 0
+        return ((reached >> KEYS) + generation) << KEYS
 
     def restore(self, name: str, role: Any, generation: int) -> None:
         """Hand a role its state, if it is the one that the state was kept for."""
@@ -93,9 +101,11 @@ def build_shard(
     """Return shard number `index`; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
-    first_key = generation << 40
-    shard = ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, first_key)
-    start.restore(f"replay_server[{index}]", shard, generation)
+    name = f"replay_server[{index}]"
+    shard = ReplayShard(
+        config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, start.first_key(name, generation)
+    )
+    start.restore(name, shard, generation)
     return shard
 
 
@@ -146,19 +156,21 @@ def build_learner(
 
     router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
     sizes = config.learner.batch_size, config.learner.batches_per_request, config.learner.requests_ahead
-    router = Router(source, config.replay, router_rng, clock, *sizes)
+    router = Router(source, config.replay, router_rng, clock, *sizes, takes_over=generation > 0)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
     learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
     learner.initialise(start.arrays)
-    start.restore("learner[0]", learner, generation)
-    newest = (_newest(params, config) if generation else None) or start.newest
+    newest = _newest(params, config) if generation else start.newest
+    start.restore("learner[0]", learner, 0 if newest is None else generation)
     if newest is not None:
         learner.begin_from(newest.params, newest.version, newest.updates)
+    elif generation:
+        learner.version = max(learner.version, generation * VERSION_GAP)
     return learner
 
 
 def _newest(params: ParamSource, config: Config[Any]) -> Newest | None:
-    """Return what a learner that died had published; without it the successor begins anew."""
+    """Return what a learner that died had published; None if it published nothing, or its server died with it."""
     for _ in range(NEWEST_TRIES):
         if fresh := params.fetch(newer_than=0):
             version, published = fresh

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors.envs import measure_spec
 from cluster import launch, user_folder
 from cluster.config import Config, parse
 from cluster.course import Course, Past
+from cluster.figures import kind_of
 from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.members import Members
 from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, RayNode, open_listeners, processes_marked
@@ -34,8 +36,10 @@ from starling.state import State, unpack_state
 TICK_S = 0.05
 SERVER_LIMIT_S = 1.0
 STATE_LIMIT_S = 5.0
-KEPT = ("evaluator[", "learner[", "replay_server[")
-"""Roles that a checkpoint keeps, in the order in which they are asked"""
+KEPT = ("learner", "replay_server", "evaluator")
+"""Kinds of roles that a checkpoint keeps. The learner is asked first: a shard that answers later knows every window of
+which the learner's state speaks."""
+RETRY_S = 1.0  # between attempts at a checkpoint that is due
 LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
 
 
@@ -47,17 +51,20 @@ class Supervisor:
         self._course = course
         self._config = config
         self._spec = spec
+        self._retry_at = 0.0
 
     def run(self, stopped: Callable[[], bool]) -> Outcome:
         """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
         self._members.start()
-        reason = None
+        reason, checked = None, False
         while reason is None:
             time.sleep(TICK_S)
             self._hear(self._members.watch())
+            if not checked and all(map(self._members.is_up, self._members.names())):
+                require_loopback()  # again, now that every process is there
+                checked = True
             self._course.sample(self._stats)
-            if self._course.checkpoint_due(self._config.checkpoint.every):
-                self._checkpoint(self._states())
+            self._keep_if_due()
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
@@ -66,19 +73,28 @@ class Supervisor:
             _, params = self._newest()
         return self._course.end(reason, params)
 
-    def _states(self) -> dict[str, State]:
-        """Ask every role for its state.
+    def _keep_if_due(self) -> None:
+        """Write a checkpoint that is due, when every role can be asked; what fails is tried again a little later."""
+        due = self._course.checkpoint_due(self._config.checkpoint.every) and time.monotonic() >= self._retry_at
+        if not due or not all(map(self._members.is_up, self._kept())):
+            return
+        if self._checkpoint(self._states()) is None:
+            self._retry_at = time.monotonic() + RETRY_S
 
-        The learner first: a shard that is asked later knows every window of which the learner's state speaks.
-        """
-        kept = sorted(name for name in self._members.names() if name.startswith(KEPT))
+    def _kept(self) -> list[str]:
+        names = self._members.names()
+        return [name for kind in KEPT for name in names if kind_of(name) == kind]
+
+    def _states(self) -> dict[str, State]:
+        """Ask the roles that are kept for their states."""
+        kept = self._kept()
         packed = {name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in kept}
         return {name: unpack_state(state) for name, state in packed.items() if state is not None}
 
     def _checkpoint(self, states: dict[str, State], whatever_is_there: bool = False) -> Params | None:
         """Have the run kept if all roles answered; a role that is down is waited for, unless the run is over."""
         learner = states.get("learner[0]")
-        missing = [name for name in self._members.names() if name.startswith(KEPT) and name not in states]
+        missing = [name for name in self._kept() if name not in states]
         if learner is None or (missing and not whatever_is_there):
             return None
         params = acting_params(self._config, self._spec, learner)
@@ -100,21 +116,24 @@ class Supervisor:
             return 0, None
         version, packed = found
         if isinstance(packed, list):
-            packed = ray.get(packed[0], timeout=SERVER_LIMIT_S)
+            try:
+                packed = ray.get(packed[0], timeout=SERVER_LIMIT_S)
+            except RayError:
+                return 0, None
         return version, wire.decode_params(packed).copy()
 
 
-class StopRequest:
+class Stop:
     """True after SIGTERM, or when the launcher is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: int) -> None:
         self._asked = False
-        self._parent = os.getppid()
+        self._launcher = launcher
         signal.signal(signal.SIGTERM, self.handle)
 
     def __call__(self) -> bool:
         """Say whether the run shall stop."""
-        return self._asked or os.getppid() != self._parent
+        return self._asked or os.getppid() != self._launcher
 
     def handle(self, number: int, frame: Any) -> None:
         """Remember a signal."""
@@ -138,9 +157,14 @@ def start_ray(folder: Path) -> None:
         raise ClusterError(f"Ray could not start on this machine: {error}; starling doctor says more") from error
 
 
-def supervise(orders: Orders, pipe: int) -> Outcome:
+def require_loopback() -> None:
+    """End the run if any process of it listens to other machines."""
+    if found := open_listeners(processes_marked(os.environ[MARK])):
+        raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
+
+
+def supervise(orders: Orders, pipe: int, stopped: Stop) -> Outcome:
     """Make a run from its orders."""
-    stopped = StopRequest()
     config = parse(orders.config)
     with ThreadPoolExecutor(1) as pool:
         measured = pool.submit(measure_spec, config.env)  # while Ray starts
@@ -148,8 +172,7 @@ def supervise(orders: Orders, pipe: int) -> Outcome:
         spec = measured.result()
     user_folder.enter()
     signal.signal(signal.SIGTERM, stopped.handle)  # Ray has put its own in place
-    if found := open_listeners(processes_marked(os.environ[MARK])):
-        raise ClusterError(f"every listener must be on loopback, got {', '.join(found)}")
+    require_loopback()
     past = Past(
         env_steps=orders.env_steps,
         updates=orders.updates,
@@ -172,9 +195,9 @@ def main() -> int:
     """Run one supervisor; its last message is the outcome."""
     os.umask(0o077)
     user_folder.append_to_path(os.environ[user_folder.VARIABLE])
-    launcher, pipe = os.getppid(), int(sys.argv[1])
+    pipe, launcher = map(int, sys.argv[1:])
     try:
-        send(pipe, supervise(receive_orders(sys.stdin.fileno()), pipe))
+        send(pipe, supervise(receive_orders(sys.stdin.fileno()), pipe, Stop(launcher)))
     except StarlingError as error:
         send(pipe, Refusal(kind=type(error).__name__, sentence=str(error)))
         return 1

@@ -11,7 +11,7 @@ class LocalReplay:
 
     def __init__(self, shards: Sequence[ReplayShard]) -> None:
         self._shards = shards
-        self._replies: list[tuple[int, SampleReply]] = []
+        self._replies: list[tuple[int, SampleReply | None]] = []
 
     @property
     def num_shards(self) -> int:
@@ -22,7 +22,7 @@ class LocalReplay:
         """Ask one shard."""
         self._replies.append((shard, self._shards[shard].sample(request)))
 
-    def replies(self) -> list[tuple[int, SampleReply]]:
+    def replies(self) -> list[tuple[int, SampleReply | None]]:
         """Return the answers since the last call."""
         answers, self._replies = self._replies, []
         return answers

@@ -41,6 +41,10 @@ class RateLimiter:
             return NO_LIMIT
         return self.min_windows + ceil(min(NO_LIMIT, (sampled + self._slack) / self.samples_per_insert))
 
+    def settled(self, inserted: int) -> int:
+        """Return how many windows count as sampled when an account begins anew in the middle of a run."""
+        return max(0, int(self.samples_per_insert * (inserted - self.min_windows)))
+
     @property
     def _slack(self) -> int:
         return max(self.tolerance, self.batch)

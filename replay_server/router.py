@@ -48,6 +48,7 @@ class Router:
         batch_size: int,
         batches_per_request: int = 1,
         depth: int = 2,
+        takes_over: bool = False,
     ) -> None:
         self._source = source
         self._config = config
@@ -65,7 +66,10 @@ class Router:
         self._masses = np.zeros(shards)  # as last heard of, like the next two
         self._sizes = np.zeros(shards, np.int64)
         self._inserted = [0] * shards
+        self._heard = [(0, 0)] * shards  # each shard's origin and own count, of which `_inserted` adds up the growth
         self._sampled = 0
+        self._takes_over = takes_over  # from a router that died: what was inserted until now is no debt
+        self._strangers = set(range(shards))  # not heard yet
         self._largest_priority = 1.0
         self._asked: list[deque[Draw | None]] = [deque() for _ in range(shards)]  # None: asked for no windows
         self._changed: list[list[Changed]] = [[] for _ in range(shards)]
@@ -101,6 +105,8 @@ class Router:
         meta = {
             "sampled": self._sampled - back,
             "inserted": list(self._inserted),
+            "heard": [list(heard) for heard in self._heard],
+            "samples_per_insert": self._config.samples_per_insert,
             "largest_priority": self._largest_priority,
             "rng": rng_meta(self._rng),
         }
@@ -118,6 +124,9 @@ class Router:
             self._changed[shard] = [(keys, priorities)]
         self._sampled = state.meta["sampled"]
         self._inserted = list(state.meta["inserted"])
+        self._heard = [(origin, own) for origin, own in state.meta["heard"]]
+        if state.meta["samples_per_insert"] != self._config.samples_per_insert:
+            self._sampled = self._limiter.settled(sum(self._inserted))  # a new ratio is no debt for what is past
         self._largest_priority = state.meta["largest_priority"]
         set_rng(self._rng, state.meta["rng"])
 
@@ -146,7 +155,7 @@ class Router:
         return ahead <= (self._depth - 1) * self._batches_per_request
 
     def _batches_allowed(self) -> int:
-        if not self._sizes.any():
+        if not self._sizes.any() or self._takes_over:
             return 0
         windows = self._limiter.sampleable(sum(self._inserted), self._sampled)
         return min(self._batches_per_request, windows // self._batch_size)
@@ -168,7 +177,10 @@ class Router:
                 self._send(shard, [], limit, None)
 
     def _insert_limits(self) -> list[int]:
-        return insert_limits(self._limiter.insert_limit(self._sampled), self._inserted)
+        """Return each shard's limit, in its own count."""
+        limits = insert_limits(self._limiter.insert_limit(self._sampled), self._inserted)
+        shards = zip(limits, self._inserted, self._heard, strict=True)
+        return [own + limit - inserted for limit, inserted, (_, own) in shards]
 
     def _send(self, shard: int, counts: list[int], limit: int, draw: Draw | None) -> None:
         keys, priorities = _behind_one_another(self._changed[shard])
@@ -186,14 +198,27 @@ class Router:
 
     def _receive(self) -> None:
         for shard, reply in self._source.replies():
-            self._masses[shard], self._sizes[shard] = reply.mass, reply.size
-            self._inserted[shard] = reply.inserted
             draw = self._asked[shard].popleft()
+            if reply is None:
+                self._masses[shard], self._sizes[shard] = 0.0, 0
+            else:
+                self._hear(shard, reply)
             if draw is None:
                 continue
-            draw.replies[shard] = reply
+            draw.replies[shard] = reply or nothing(len(draw.asked))
             if len(draw.replies) == len(self._asked):
                 self._assemble(draw)
+
+    def _hear(self, shard: int, reply: SampleReply) -> None:
+        """Note what a shard holds; what it took before it was replaced stays in the account."""
+        self._masses[shard], self._sizes[shard] = reply.mass, reply.size
+        origin, own = self._heard[shard]
+        self._inserted[shard] += reply.inserted - (own if reply.origin == origin else 0)
+        self._heard[shard] = reply.origin, reply.inserted
+        self._strangers.discard(shard)
+        if self._takes_over and not self._strangers:
+            self._takes_over = False
+            self._sampled = self._limiter.settled(sum(self._inserted))
 
     def _assemble(self, draw: Draw) -> None:
         replies = [draw.replies[shard] for shard in range(len(self._asked))]
@@ -233,6 +258,19 @@ class Router:
 def _behind_one_another(changed: list[Changed]) -> Changed:
     keys = np.concatenate([np.empty(0, np.int64), *(keys for keys, _ in changed)])
     return keys, np.concatenate([np.empty(0), *(priorities for _, priorities in changed)])
+
+
+def nothing(batches: int) -> SampleReply:
+    """Return what a shard that does not answer contributes to batches."""
+    return SampleReply(
+        counts=[0] * batches,
+        columns={},
+        keys=np.empty(0, np.int64),
+        probabilities=np.empty(0),
+        mass=0.0,
+        size=0,
+        inserted=0,
+    )
 
 
 def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts: list[slice]) -> Sampled:

@@ -84,6 +84,7 @@ class ReplayShard:
             mass=total,
             size=self._size,
             inserted=self._inserted,
+            origin=self._storage.first_key,
         )
         self._meter.count("windows_sampled", len(slots))
         self._meter.enter("idle")
@@ -182,7 +183,7 @@ class ReplayShard:
 
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
         slots = self._storage.slots(keys)
-        alive = (keys >= self._storage.oldest) & (self._tree.get(slots) > 0.0)
+        alive = (keys >= self._storage.oldest) & (keys < self._storage.end) & (self._tree.get(slots) > 0.0)
         fit = usable(priorities)
         self._meter.count("priorities_late", int(np.count_nonzero(~alive)))
         self._meter.count("priorities_refused", int(np.count_nonzero(~fit)))

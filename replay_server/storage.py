@@ -49,14 +49,14 @@ class Storage:
         check(capacity <= MAX_ROWS, f"replay.capacity must be <= {MAX_ROWS} steps in each shard, got {capacity}")
         self.capacity = capacity
         self.end = first_key  # the key of the next row
-        self._first_key = first_key
+        self.first_key = first_key
         self._columns = {name: spec.zeros(capacity) for name, spec in columns.items()}  # untouched pages cost nothing
         self._next = np.zeros(capacity, np.int32)
 
     @property
     def oldest(self) -> int:
         """The smallest key that is alive."""
-        return max(self._first_key, self.end - self.capacity)
+        return max(self.first_key, self.end - self.capacity)
 
     def slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where rows lie."""
@@ -115,7 +115,7 @@ class Storage:
         """Return the rows that are alive, the oldest first."""
         slots = self.slots(np.arange(self.oldest, self.end))
         arrays = {name: column[slots] for name, column in self._columns.items()}
-        meta = {"capacity": self.capacity, "first_key": self._first_key, "end": self.end}
+        meta = {"capacity": self.capacity, "first_key": self.first_key, "end": self.end}
         return State({"next": self._next[slots]}, meta).and_(State(arrays).within("columns"))
 
     def restore(self, state: State) -> None:
@@ -123,7 +123,7 @@ class Storage:
         columns = state.under("columns").arrays
         require_same("rows of a shard", state.meta["capacity"], self.capacity)
         require_same("stored columns", _kinds(columns), _kinds(self._columns))
-        self._first_key, self.end = state.meta["first_key"], state.meta["end"]
+        self.first_key, self.end = state.meta["first_key"], state.meta["end"]
         slots = self.slots(np.arange(self.oldest, self.end))
         for name, column in self._columns.items():
             column[slots] = columns[name]

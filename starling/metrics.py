@@ -28,6 +28,7 @@ class Meter:
         self._clock = clock
         self._state = state
         self._since = clock()
+        self._turns = 0
         self._time_s: dict[str, float] = {state: 0.0}
         self._counts: dict[str, int] = {}
         self._gauges: dict[str, float] = {}
@@ -36,8 +37,10 @@ class Meter:
     def enter(self, state: str) -> None:
         """End the present state and begin another."""
         now = self._clock()
-        self._time_s[self._state] = self._time_s.get(self._state, 0.0) + now - self._since
-        self._state, self._since = state, now
+        spent, self._since = now - self._since, now  # before it is added: a snapshot in between must not count it twice
+        self._time_s[self._state] = self._time_s.get(self._state, 0.0) + spent
+        self._state = state
+        self._turns += 1
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that only grows."""
@@ -59,6 +62,7 @@ class Meter:
         time_s = dict(self._time_s)
         time_s[self._state] = time_s.get(self._state, 0.0) + self._clock() - self._since
         return {
+            "turns": self._turns,
             "time_s": time_s,
             "counts": dict(self._counts),
             "gauges": dict(self._gauges),

@@ -49,12 +49,6 @@ class Unroll:
         """Real steps, autoreset rows left out."""
         return int(np.count_nonzero(self.columns["acted"]))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything that travels."""
-        arrays = [*self.columns.values(), self.final_at, self.final_obs, self.next_obs, self.priorities]
-        return sum(a.nbytes for a in arrays if a is not None) + sum(a.nbytes for a in self.episodes.values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -223,6 +217,7 @@ class SampleReply:
     mass: float
     size: int  # windows that could have been drawn
     inserted: int  # windows inserted since the shard began
+    origin: int = 0  # tells a shard from one that took its place: no two begin at the same key
 
 
 class Ticket(NamedTuple):
@@ -270,8 +265,8 @@ class ReplaySource(Protocol):
     def request(self, shard: int, request: SampleRequest) -> None:
         """Ask one shard; the answer comes through `replies`, in the order of the requests to that shard."""
 
-    def replies(self) -> list[tuple[int, SampleReply]]:
-        """Return the answers that have come since the last call, without waiting."""
+    def replies(self) -> list[tuple[int, SampleReply | None]]:
+        """Return the answers that have come since the last call, without waiting; None for one that never will."""
 
 
 class ParamSource(Protocol):

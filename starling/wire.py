@@ -84,13 +84,20 @@ def encode_reply(reply: SampleReply) -> NDArray[np.uint8]:
     arrays = {_COLUMN + name: column for name, column in reply.columns.items()}
     arrays |= {"keys": reply.keys, "probabilities": reply.probabilities}
     meta = {"counts": list(reply.counts), "mass": reply.mass, "size": reply.size, "inserted": reply.inserted}
+    meta |= {"origin": reply.origin}
     return encode(arrays, meta)
 
 
 def decode_reply(buffer: Octets) -> SampleReply:
     """Return the answer whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
-    if not {"keys", "probabilities"} <= arrays.keys() or meta.keys() != {"counts", "mass", "size", "inserted"}:
+    if not {"keys", "probabilities"} <= arrays.keys() or meta.keys() != {
+        "counts",
+        "mass",
+        "size",
+        "inserted",
+        "origin",
+    }:
         raise CodecError(f"buffer must hold a sample reply, got arrays {sorted(arrays)} and meta {sorted(meta)}")
     return SampleReply(
         columns=_under(_COLUMN, arrays), keys=arrays["keys"], probabilities=arrays["probabilities"], **meta

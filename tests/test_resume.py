@@ -231,8 +231,9 @@ def test_a_run_goes_on_in_its_folder_to_a_further_goal(runs: Path) -> None:
     [
         (
             ["--learner.batch-size", "32"],
-            "learner.batch_size must stay 16 when a is resumed, got 32; only goal.*, evaluator.*, checkpoint.* and, "
-            "with ray, actor.num may change, and --init-from a begins a new run with its parameters",
+            "learner.batch_size must stay 16 when a is resumed, got 32; only goal.*, evaluator.*, checkpoint.*, "
+            "replay.samples_per_insert and, with ray, actor.num may change, and --init-from a begins a new run with "
+            "its parameters",
         ),
         (["--actor.num", "3"], "actor.num must stay 2 when a is resumed, got 3"),
         (["--seed", "9"], "seed must stay 3 when a is resumed, got 9"),

@@ -7,7 +7,7 @@ import pytest
 
 from replay_server.config import ReplayConfig
 from replay_server.local import LocalReplay, LocalSink
-from replay_server.router import Router
+from replay_server.router import Router, nothing
 from replay_server.shard import ReplayShard
 from starling.metrics import no_clock
 from starling.types import ReplaySource, Sampled, SampleReply, SampleRequest
@@ -304,3 +304,59 @@ def test_a_sink_names_the_shard_that_its_actor_waits_for() -> None:
     sink.insert(bandit_unroll(None, count=3))
 
     assert (before, sink.must_wait()) == ("", "insert credit from replay_server[5]")
+
+
+class Shifting:
+    """One shard that answers late, and may be replaced: the test decides what comes."""
+
+    num_shards = 1
+
+    def __init__(self) -> None:
+        self.requests: list[SampleRequest] = []
+        self.coming: list[tuple[int, SampleReply | None]] = []
+
+    def request(self, shard: int, request: SampleRequest) -> None:
+        self.requests.append(request)
+
+    def replies(self) -> list[tuple[int, SampleReply | None]]:
+        come, self.coming = self.coming, []
+        return come
+
+
+def empty_reply(inserted: int, origin: int = 0, size: int = 0) -> SampleReply:
+    return replace(nothing(0), inserted=inserted, origin=origin, size=size, mass=float(size))
+
+
+def routed(source: Shifting, takes_over: bool = False) -> Router:
+    config = ReplayConfig(samples_per_insert=2.0, min_windows=100, tolerance=64)
+    return Router(source, config, np.random.default_rng(0), no_clock, 32, takes_over=takes_over)
+
+
+def test_what_a_replaced_shard_had_taken_stays_in_the_account() -> None:
+    source = Shifting()
+    router = routed(source)
+    router.take()
+    source.coming = [(0, empty_reply(inserted=10_000))]
+    router.take()
+
+    source.coming = [(0, None)]  # it died
+    router.take()
+    source.coming = [(0, empty_reply(inserted=32, origin=1 << 40))]
+    router.take()
+
+    assert router.stats()["gauges"]["inserted"] == 10_032
+    own_count = source.requests[-1].insert_limit
+    assert own_count <= 32 + (10_032 - 10_000) + 132  # in the successor's own count, not in the account's
+
+
+def test_a_router_that_takes_over_owes_nothing_for_what_was_inserted_before() -> None:
+    source = Shifting()
+    router = routed(source, takes_over=True)
+    router.take()
+
+    source.coming = [(0, empty_reply(inserted=50_000, size=1_000))]
+    router.take()
+
+    line = 2.0 * (50_000 - 100)
+    assert line <= router.stats()["gauges"]["sampled"] <= line + 2 * 64
+    assert source.requests[-1].insert_limit >= 50_000
