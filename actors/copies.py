@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -13,6 +13,7 @@ from actors.spaces import Spaces
 from starling.errors import EnvError, check
 from starling.types import Array
 
+Vectorization = Literal["auto", "vector_entry_point", "sync"]
 NO_COPIES = np.empty(0, np.int64)
 BOOKKEEPING = frozenset({"final_obs", "final_info", "reset_mask", "elapsed_step", "env_id", "reward"})
 """What vectors report for themselves: no figures of an episode"""
@@ -34,7 +35,7 @@ class EnvConfig:
     """learned reward = clip(scale * reward)"""
     reward_clip: float = 0.0
     """to [-clip, clip]; 0: not at all"""
-    vectorization: Literal["auto", "vector_entry_point", "sync"] = "auto"
+    vectorization: Vectorization = "auto"
     """auto: the environment's own vector where it has one"""
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class EnvConfig:
         check(self.time_limit >= 0, f"env.time_limit must be >= 0, got {self.time_limit}")
         check(self.reward_scale > 0.0, f"env.reward_scale must be > 0, got {self.reward_scale}")
         check(self.reward_clip >= 0.0, f"env.reward_clip must be >= 0, got {self.reward_clip}")
-        known = ("auto", "vector_entry_point", "sync")
+        known = get_args(Vectorization)
         check(self.vectorization in known, f"env.vectorization must be one of {known}, got {self.vectorization!r}")
 
     def learned_reward(self, reward: Array) -> Array:

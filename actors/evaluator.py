@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.copies import Copies, require_finite, seed_numbers
-from actors.rollout import Forward
 from starling.errors import EnvError, check
 from starling.metrics import Clock, Meter
+from starling.networks.forward import Forward
 from starling.params import Params
 from starling.state import State
 from starling.types import Acting, ParamSource, Progress

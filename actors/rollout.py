@@ -1,16 +1,15 @@
 """A rollout: copies of an environment acted on step by step, and written down as unrolls."""
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.copies import Copies, Step, require_finite, seed_numbers
 from actors.priorities import Beliefs
 from starling.metrics import Meter
+from starling.networks.forward import Forward
 from starling.params import Params
 from starling.spec import ArraySpec
-from starling.types import Acting, Array, Columns, Outputs, Place, Unroll
+from starling.types import Acting, Array, Columns, Place, Unroll
 
 SCALARS = {
     "reward": "float32",
@@ -24,16 +23,6 @@ SCALARS = {
 
 OWN_FIGURES = ("return", "length", "explore")
 """Of every episode: what it earned by the environment's own reward, its steps, and how much its copy explored"""
-
-
-class Forward(Protocol):
-    """The networks of an actor: `starling.networks.forward.build_forward` makes one."""
-
-    def load(self, params: Params) -> None:
-        """Use these parameters from now on."""
-
-    def __call__(self, obs: Array) -> Outputs:
-        """Return each head's outputs for observations `[E, ...]`."""
 
 
 class Rollout:

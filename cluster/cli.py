@@ -86,6 +86,8 @@ def _dispatch(args: list[str]) -> int:
         raise UsageError(
             f"command must be one of {', '.join(COMMANDS)}, got {shown(name)}{did_you_mean(name, COMMANDS)}"
         )
+    if name == "train":
+        os.umask(0o077)  # what a run holds is for its owner alone
     command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).main
     return command(args[1:])
 

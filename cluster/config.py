@@ -61,8 +61,6 @@ class Config(Generic[A]):
     """all randomness of the run follows from it"""
     runtime: Literal["ray", "local"] = "ray"
     """ray: each role a process; local: every role in this one, scheduled by counts, repeatable"""
-    topology: Literal["replay"] = "replay"
-    """where unrolls go: replay: to shards that the learner samples from"""
     env: EnvConfig
     algorithm: A
     actor: ActorConfig = field(default_factory=ActorConfig)

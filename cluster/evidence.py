@@ -5,7 +5,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from cluster.config import Config, algorithm_name, dump
 from cluster.provenance import Code
 from cluster.results import Result
 from cluster.run_folder import Run, stem_of
+from cluster.user_folder import own_module
 from starling.config import shown
 from starling.errors import RunError, check
 
@@ -123,7 +123,7 @@ def run_command(args: Sequence[str], stopped: Callable[[], bool]) -> Ran:
     """Run `starling` in a process of its own; asked to stop, it is asked to, and a second time it is made to."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli", *args],
+        own_module("cluster.cli", *args),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -24,15 +24,17 @@ NEEDED = ("onnx", "onnxscript")
 
 def export_numpy(policy: Policy, output: Path) -> Path:
     """Write the arrays, and beside them the loader; return the loader's path."""
+    loader, text = output.with_suffix(".py"), (resources.files("cluster") / "policy_loader.py").read_bytes()
+    if loader.exists() and not (loader.is_file() and loader.read_bytes() == text):
+        raise UsageError(f"output must leave {loader} to its loader, got {output}, beside which it is another file")
     output.parent.mkdir(parents=True, exist_ok=True)
-    loader = output.with_suffix(".py")
     content: dict[str, Any] = dict(arrays(policy))
     with output.open("wb") as file:  # savez would append another suffix to a name of the user's own
         np.savez(file, **content)
-    loader.write_text((resources.files("cluster") / "policy_loader.py").read_text("utf-8"), "utf-8")
+    loader.write_bytes(text)
     from cluster.policy_loader import Policy as Loaded
 
-    require_equal(policy, Loaded(str(output)).outputs, output)
+    require_equal(policy, Loaded(str(output)).outputs, output, loader)
     return loader
 
 
@@ -102,14 +104,16 @@ def export_onnx(policy: Policy, output: Path) -> None:
     require_equal(policy, outputs, output)
 
 
-def require_equal(policy: Policy, outputs: Callable[[Array], Mapping[str, Array]], output: Path) -> None:
-    """Compare an export with the framework's own forward pass, and delete it if they differ."""
+def require_equal(policy: Policy, outputs: Callable[[Array], Mapping[str, Array]], *files: Path) -> None:
+    """Compare an export with the framework's own forward pass, and delete its files if they differ."""
+    output = files[0]
     obs = some_observations(policy.spec, 8)
     expected = policy.forward(obs)
     raw = obs if policy.offset is None or output.suffix == ".onnx" else obs + policy.offset
     for name, actual in outputs(raw).items():
         if not np.allclose(actual, expected[name], rtol=TOLERANCE, atol=TOLERANCE):
-            output.unlink()
+            for file in files:
+                file.unlink()
             raise CodecError(f"{output} gave other values for {name} than the run's own networks, and was deleted")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.checkup import Trial
 from cluster.ray_node import FOLDER, MARK, RayNode, open_listeners, processes_marked
+from cluster.user_folder import append_to_path, own_module
 from starling.errors import ClusterError, StarlingError
 
 POLL_S = 0.05
@@ -40,7 +41,7 @@ def _attempt(node: RayNode, arguments: list[str], limit_s: float, stopped: Calla
     # files, not pipes: whoever outlives the trial would keep a pipe open
     with said.open("wb") as errors, answered.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.trials", *arguments],
+            own_module("cluster.trials", *arguments),
             env=node.environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -77,8 +78,10 @@ def try_ray() -> dict[str, Any]:
 
     from cluster.supervisor import start_ray
 
+    folder = Path(os.environ[FOLDER])
+    os.chdir(folder.parent)  # Ray's processes look for modules first where they are started from
     try:
-        start_ray(Path(os.environ[FOLDER]))
+        start_ray(folder)
     except ClusterError as error:
         raise ClusterError(str(error.__cause__ or error)) from None
     started = time.monotonic()
@@ -86,7 +89,7 @@ def try_ray() -> dict[str, Any]:
     ray.get(answerer.options(num_cpus=1).remote().answer.remote(), timeout=ACTOR_LIMIT_S)
     answered = time.monotonic()
     found = open_listeners(processes_marked(os.environ[MARK]))
-    private = Path(os.environ[FOLDER]).parent.stat().st_mode & 0o077 == 0
+    private = folder.parent.stat().st_mode & 0o077 == 0
     ray.shutdown()
     return {"start_s": started - began, "answer_s": answered - started, "open": found, "private": private}
 
@@ -127,6 +130,7 @@ TRIALS: dict[str, Callable[..., dict[str, Any]]] = {"ray": try_ray, "env": try_e
 def main() -> int:
     """Try one thing and print the answer as the last line."""
     os.umask(0o077)
+    append_to_path(os.getcwd())
     name, *arguments = sys.argv[1:]
     try:
         answer = TRIALS[name](*arguments)

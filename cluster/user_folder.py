@@ -9,6 +9,11 @@ import sys
 VARIABLE = "STARLING_USER_FOLDER"
 
 
+def own_module(name: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of ours, in whatever folder it is started."""
+    return [sys.executable, "-P", "-m", name, *arguments]  # -P: what lies in that folder is not put first
+
+
 def append_to_path(folder: str) -> None:
     """Let modules be found there, if nowhere else."""
     if folder not in sys.path:

@@ -1,10 +1,12 @@
 import io
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +72,27 @@ def trained(runs: Path, *flags: str, engine: Engine | None = None) -> Said:
     with redirect_stdout(out):
         code = train.main(["cartpole", "--runs", str(runs), *flags], engine or Engine())
     return Said(code, out.getvalue(), "")
+
+
+@pytest.fixture
+def own_umask() -> Iterator[None]:
+    """Put back with which permissions files are made."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("own_umask", "own_signals")
+def test_a_run_is_for_its_owner_alone(tmp_path: Path) -> None:
+    flags = ["--runtime", "local", "--total-steps", "200", "--quiet", "--runs", str(tmp_path), "--run", "mine"]
+
+    said = starling("train", "gridworld", *flags)
+
+    run = tmp_path / "mine"
+    everything = [run, *run.rglob("*")]
+    assert said.code == 0, said.err
+    assert {stat.S_IMODE(path.stat().st_mode) for path in everything if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in everything if path.is_file()} == {0o600}
 
 
 @pytest.mark.parametrize(

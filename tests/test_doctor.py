@@ -17,6 +17,7 @@ from cluster.checkup import GIB, MIB, Disk, Finding, Requirement, Temp, Trial
 from cluster.cli import main as starling
 from cluster.commands import doctor
 from cluster.trials import attempt
+from starling.failpoints import NAMES
 
 ROOT = Path(__file__).parents[1]
 RAY_ANSWER = {"start_s": 3.0, "answer_s": 0.2, "open": [], "private": True}
@@ -230,6 +231,16 @@ def test_no_ray_is_started_if_none_is_wanted_and_json_is_a_line_a_check(tmp_path
 def test_a_call_that_makes_no_sense_is_exit_code_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert starling(["doctor", *args]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_failpoints_are_printed_and_nothing_is_checked() -> None:
+    attempts = Attempts()
+
+    code, lines = doctored("--failpoints", attempts=attempts)
+
+    assert code == 0
+    assert lines == list(NAMES)
+    assert attempts.made == []
 
 
 def test_asking_the_doctor_loads_neither_torch_nor_ray() -> None:

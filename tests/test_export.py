@@ -117,8 +117,29 @@ def test_an_export_that_differs_is_deleted(tmp_path: Path) -> None:
 
     with pytest.raises(CodecError, match="gave other values for q"):
         export_numpy(policy, tmp_path / "policy.npz")
+    assert list(tmp_path.iterdir()) == []
 
-    assert not (tmp_path / "policy.npz").exists()
+
+def test_a_file_of_ones_own_in_the_loaders_place_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path / "runs")
+    (tmp_path / "train.py").write_text("print('mine')\n")
+
+    code = main(["export", "run", "--numpy", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "train.npz")])
+
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "train.py").read_text() == "print('mine')\n"
+    assert not (tmp_path / "train.npz").exists()
+
+
+def test_an_export_is_repeated_over_the_earlier_one(tmp_path: Path) -> None:
+    policy = policy_of(config_of("CartPole-v1"))
+
+    loaders = [export_numpy(policy, tmp_path / "policy.npz") for _ in range(2)]
+
+    assert loaders == 2 * [tmp_path / "policy.py"]
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", f"{HERE}:places", f"{HERE}:frames"])

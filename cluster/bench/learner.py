@@ -1,4 +1,4 @@
-"""The learner beside the same losses and the same optimizer on batches that are tensors already."""
+"""The learner beside the same losses and the same optimizers on batches that are tensors already."""
 
 import time
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from cluster.config import Config
 from cluster.roles import build_algorithm, build_shard
 from learner.feeds import to_batch
 from learner.nets import LearnerNets
+from learner.optimizers import Optimizers
 from learner.worker import Learner
 from replay_server.local import LocalReplay
 from replay_server.router import Router
@@ -75,16 +76,13 @@ def bare_updates(config: Config[Any], spec: Spec, batches: Sequence[Sampled]) ->
         algorithm.networks(spec), algorithm.targets(), spec, torch.Generator().manual_seed(config.seed), device
     )
     tensors = cycle([to_batch(sampled.columns, sampled.weights, device) for sampled in batches])
-    optimizer = torch.optim.Adam(nets.vectors.values(), lr=config.learner.optimizer.learning_rate, fused=True)
+    optimizers = Optimizers(config.learner.optimizer, algorithm.groups(), nets)
     updates = 0
 
     def work() -> int:
         nonlocal updates
         losses = algorithm.losses(nets, next(tensors), generator)
-        nets.gradient.zero_()
-        sum(losses.groups.values()).backward()
-        torch.nn.utils.clip_grad_norm_(nets.vectors.values(), config.learner.optimizer.clip_norm)
-        optimizer.step()
+        optimizers.step(losses.groups, updates)
         updates += 1
         nets.follow(updates)
         return 1

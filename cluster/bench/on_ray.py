@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cluster import user_folder
 from cluster.bench.figure import Work, rates
 from cluster.ray_node import FOLDER
 from cluster.supervisor import start_ray
@@ -26,7 +27,10 @@ class Idle:
 @contextmanager
 def started_ray() -> Iterator[None]:
     """Start Ray as a run does, in the folder that this process was given."""
-    start_ray(Path(os.environ[FOLDER]))
+    folder = Path(os.environ[FOLDER])
+    os.chdir(folder.parent)  # Ray's processes look for modules first where they are started from
+    start_ray(folder)
+    user_folder.enter()
     try:
         yield
     finally:

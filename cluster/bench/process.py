@@ -16,6 +16,7 @@ from cluster.bench.figure import Figure
 from cluster.config import is_file, load
 from cluster.ray_node import RayNode
 from cluster.rows import as_row, json_line
+from cluster.user_folder import append_to_path, own_module
 from starling.errors import RoleError
 
 END_LIMIT_S = 15.0
@@ -45,7 +46,7 @@ def run_bench(name: str, source: str, seconds: float) -> list[Figure]:
 def _measured(arguments: list[str], environment: dict[str, str]) -> tuple[list[dict[str, Any]], int, str]:
     """Return what the process measured, its exit code, and the last line of what it said."""
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "cluster.bench.process", *arguments, str(write_end)]
+    command = own_module("cluster.bench.process", *arguments, str(write_end))
     with tempfile.TemporaryFile() as log, os.fdopen(read_end, encoding="utf-8") as pipe:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=(write_end,))
         os.close(write_end)
@@ -60,6 +61,7 @@ def _measured(arguments: list[str], environment: dict[str, str]) -> tuple[list[d
 
 def main() -> None:
     """Measure, and send a line for each figure."""
+    append_to_path(os.getcwd())
     name, source, seconds, pipe = sys.argv[1:]
     figures: list[Figure] = import_module(BENCHES[name]).measure(load(source), stem(source), float(seconds))
     with os.fdopen(int(pipe), "w", encoding="utf-8") as out:

@@ -19,11 +19,12 @@ from cluster.bench.figure import Figure, rates
 from cluster.bench.learner import bare_updates, sampled_batches
 from cluster.bench.neighbours import fresh_params
 from cluster.config import Config, dump
+from cluster.provenance import cores
 from cluster.ray_node import RayNode
+from cluster.user_folder import own_module
 from starling.errors import RoleError
 
 STOP_LIMIT_S = 12.0
-STARLING = "import sys; from cluster.cli import main; sys.exit(main())"
 BARE_START = "import os, torch, ray; ray.init(address='local', include_dashboard=False, _temp_dir=os.environ['FOLDER'])"
 
 
@@ -87,18 +88,13 @@ def allowed(config: Config[Any], actor: float, learner: float) -> tuple[float, f
     return env_steps, env_steps * ratio
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def train(config: Config[Any], seconds: float) -> tuple[float, list[Sample]]:
     """Train for a while, and return the seconds from the command to the first step, and the samples."""
     endless = replace(config.goal, return_mean=None, total_steps=1 << 60, max_minutes=seconds / 60.0)
     with tempfile.TemporaryDirectory(prefix="starling-bench-") as folder:
         file, log = Path(folder) / "bench.toml", Path(folder) / "log"
         file.write_text(dump(replace(config, goal=endless, runtime="ray")), "utf-8")
-        command = [sys.executable, "-c", STARLING, "train", str(file), "--runs", folder, "--run", "bench"]
+        command = own_module("cluster.cli", "train", str(file), "--runs", folder, "--run", "bench")
         began, start_s, samples = time.monotonic(), 0.0, []
         with (
             log.open("wb") as errors,
@@ -136,7 +132,7 @@ def bare_start() -> float:
     try:
         began = time.monotonic()
         environment = {**node.environment(os.environ), "FOLDER": str(node.folder)}
-        subprocess.run([sys.executable, "-c", BARE_START], env=environment, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-P", "-c", BARE_START], env=environment, check=True, capture_output=True)
         return time.monotonic() - began
     finally:
         node.kill()

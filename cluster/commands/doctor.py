@@ -27,6 +27,7 @@ from cluster.rows import json_line
 from cluster.signals import StopRequest
 from cluster.trials import attempt
 from starling.errors import check
+from starling.failpoints import NAMES
 
 ENV_LIMIT_S, RAY_LIMIT_S = 8.0, 20.0
 CHUNK = bytes(4 << 20)
@@ -48,6 +49,8 @@ class DoctorOptions:
     """start a Ray, call an actor, and look at who listens where"""
     json: bool = False
     """print lines of JSON"""
+    failpoints: bool = False
+    """check nothing: print the places at which a test can let a run die"""
 
 
 def main(args: list[str], attempt: Attempt = attempt) -> int:
@@ -56,6 +59,9 @@ def main(args: list[str], attempt: Attempt = attempt) -> int:
         return print_help(DoctorOptions(), "doctor", "", "Say whether this machine is fit for a run.")
     before, options = read(args, DoctorOptions)
     check(not before, f"doctor must be given flags only, got {' '.join(before)}")
+    if options.failpoints:
+        print("\n".join(NAMES))
+        return OK
     failed = False
     with StopRequest() as stopped:
         for finding in findings(options, attempt, stopped):

@@ -7,7 +7,7 @@ from starling.networks.description import Mlp, Network
 from starling.networks.numpy_forward import NumpyForward
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Array
+from starling.types import Array, Outputs
 
 
 class Forward(Protocol):
@@ -16,7 +16,7 @@ class Forward(Protocol):
     def load(self, params: Params) -> None:
         """Use these parameters from now on; they must not be written to afterwards."""
 
-    def __call__(self, obs: Array) -> dict[str, Array]:
+    def __call__(self, obs: Array) -> Outputs:
         """Return each head's outputs, `[E, ...]`."""
 
 
