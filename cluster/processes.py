@@ -28,7 +28,7 @@ IDLE_S = 0.001
 WAIT_S = 0.05
 STOP_S = 2.5
 STATE_POLL_S = 0.02
-STATE_S = 5.0
+STATE_S = 2.0
 
 
 class Beat(NamedTuple):
