@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,8 +158,9 @@ class RemoteSink:
 class RemoteReplay:
     """The learner's way to all shards; learning goes on without those that are down."""
 
-    def __init__(self, peers: Sequence[Peer], clock: Clock) -> None:
+    def __init__(self, peers: Sequence[Peer], clock: Clock, generation: int) -> None:
         self.lines = [Line(peer, clock) for peer in peers]
+        self._generation = generation
 
     @property
     def num_shards(self) -> int:
@@ -167,7 +169,7 @@ class RemoteReplay:
 
     def request(self, shard: int, request: SampleRequest) -> None:
         """Ask one shard."""
-        self.lines[shard].call("sample", wire.encode_request(request))
+        self.lines[shard].call("sample", wire.encode_request(replace(request, generation=self._generation)))
 
     def replies(self) -> list[tuple[int, SampleReply | None]]:
         """Return the answers that have come, None for those that never will."""
@@ -212,9 +214,10 @@ class RemoteParams:
 class RemoteParamSink:
     """The learner's way to the parameter server: the newest version only, sent again to a re-created server."""
 
-    def __init__(self, peer: Peer, clock: Clock) -> None:
+    def __init__(self, peer: Peer, clock: Clock, generation: int) -> None:
         self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
+        self._generation = generation
         self._newest: tuple[int, np.ndarray[Any, Any]] | None = None
         self._sent = (-1, -1)  # generation and version
 
@@ -230,4 +233,4 @@ class RemoteParamSink:
             return
         if (present := (self._line.generation, self._newest[0])) != self._sent:
             self._sent = present
-            self._line.call("publish", *self._newest)
+            self._line.call("publish", *self._newest, self._generation)

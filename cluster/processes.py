@@ -18,6 +18,7 @@ from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, R
 from param_server.server import ParamServer
 from replay_server.shard import ReplayShard
 from starling import wire
+from starling.metrics import Clock
 from starling.state import Lasting, pack_state
 from starling.types import InsertReply, Progress
 
@@ -80,9 +81,9 @@ class ParamProcess:
         self._packed: tuple[int, Any] = (0, None)
         self._beats = 0
 
-    def publish(self, version: int, params: Buffer) -> None:
+    def publish(self, version: int, params: Buffer, generation: int) -> None:
         """Replace the parameters by a newer version."""
-        self._server.publish(version, wire.decode_params(np.array(params)))
+        self._server.publish(version, wire.decode_params(np.array(params)), generation)
 
     def fetch(self, newer_than: int) -> tuple[int, Any] | None:
         """Return a newer version, packed: by value, or as a reference in a list."""
@@ -121,11 +122,11 @@ class Teller(Protocol):
 
 Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
 
-NEIGHBOURS: dict[str, Callable[[list[Peer], Callable[[], float]], Neighbour]] = {
-    "sink": lambda peers, clock: RemoteSink(peers[0], clock),
+NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
+    "sink": lambda peers, clock, generation: RemoteSink(peers[0], clock),  # unrolls say themselves who sent them
     "source": RemoteReplay,
-    "params": lambda peers, clock: RemoteParams(peers[0], clock),
-    "publisher": lambda peers, clock: RemoteParamSink(peers[0], clock),
+    "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
+    "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
 }
 """How a role reaches its neighbours, by the name of the constructor's argument."""
 
@@ -137,7 +138,7 @@ class LoopProcess:
         faulthandler.enable()
         user_folder.enter()
         self._neighbours = {
-            argument: NEIGHBOURS[argument](list(them), time.monotonic) for argument, them in peers.items()
+            argument: NEIGHBOURS[argument](list(them), time.monotonic, generation) for argument, them in peers.items()
         }
         self._roles = {argument: [peer.role for peer in them] for argument, them in peers.items()}
         self._beats = 0

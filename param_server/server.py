@@ -17,14 +17,15 @@ class ParamServer:
     def __init__(self, clock: Clock) -> None:
         self._meter = Meter(clock)
         self._version = 0
+        self._learner = 0  # the newest generation of it that published
         self._params: Params | None = None
 
-    def publish(self, version: int, params: Params) -> None:
-        """Replace the parameters by a newer version."""
-        if version <= self._version:
+    def publish(self, version: int, params: Params, generation: int = 0) -> None:
+        """Replace the parameters by a newer version, unless the learner that sends it was replaced."""
+        if version <= self._version or generation < self._learner:
             self._meter.count("refused")
             return
-        self._version, self._params = version, params
+        self._version, self._params, self._learner = version, params, generation
         self._meter.count("published")
         self._meter.gauge("version", version)
 

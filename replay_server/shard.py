@@ -50,6 +50,7 @@ class ReplayShard:
         self._inserted = 0  # windows ever
         self._insert_limit = -(-config.min_windows // config.shards)  # so that actors need not wait for the learner
         self._largest = 1.0
+        self._learner = 0  # the newest generation of it that asked
         self._meter = Meter(clock)
 
     def insert(self, unroll: Unroll) -> InsertReply:
@@ -68,12 +69,17 @@ class ReplayShard:
         return max(0, self._insert_limit - self._inserted)
 
     def sample(self, request: SampleRequest) -> SampleReply:
-        """Set the priorities that the request brings, then draw its windows."""
+        """Set the priorities that the request brings, then draw its windows; a learner that was replaced gets none."""
         self._meter.enter("sampling")
-        self._insert_limit = request.insert_limit
-        self._largest = max(self._largest, request.largest_priority)
-        self._update_priorities(request.keys, request.priorities)
-        counts = list(request.counts) if self._size else [0] * len(request.counts)
+        fenced_off = request.generation < self._learner
+        if fenced_off:
+            self._meter.count("requests_fenced_off")
+        else:
+            self._learner = request.generation
+            self._insert_limit = request.insert_limit
+            self._largest = max(self._largest, request.largest_priority)
+            self._update_priorities(request.keys, request.priorities)
+        counts = list(request.counts) if self._size and not fenced_off else [0] * len(request.counts)
         total = self._tree.total
         slots = self._tree.find(self._rng.random(sum(counts)) * total)
         reply = SampleReply(

@@ -204,6 +204,7 @@ class SampleRequest:
     priorities: NDArray[np.float64]
     insert_limit: int  # windows that may have been inserted into this shard in all, by the global account
     largest_priority: float = 1.0  # that the learner has seen, over all shards
+    generation: int = 0  # of the learner: a shard that has heard a successor answers its predecessors with nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

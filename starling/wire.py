@@ -67,6 +67,7 @@ def encode_request(request: SampleRequest) -> NDArray[np.uint8]:
         "counts": list(request.counts),
         "insert_limit": request.insert_limit,
         "largest_priority": request.largest_priority,
+        "generation": request.generation,
     }
     return encode({"keys": request.keys, "priorities": request.priorities}, meta)
 
@@ -74,7 +75,12 @@ def encode_request(request: SampleRequest) -> NDArray[np.uint8]:
 def decode_request(buffer: Octets) -> SampleRequest:
     """Return the request whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
-    if arrays.keys() != {"keys", "priorities"} or meta.keys() != {"counts", "insert_limit", "largest_priority"}:
+    if arrays.keys() != {"keys", "priorities"} or meta.keys() != {
+        "counts",
+        "insert_limit",
+        "largest_priority",
+        "generation",
+    }:
         raise CodecError(f"buffer must hold a sample request, got arrays {sorted(arrays)} and meta {sorted(meta)}")
     return SampleRequest(keys=arrays["keys"], priorities=arrays["priorities"], **meta)
 

@@ -34,7 +34,7 @@ class Echo:
     def fetch(self, newer_than: int) -> Any:
         return None
 
-    def publish(self, version: int, params: Any) -> None:
+    def publish(self, version: int, params: Any, generation: int) -> None:
         self.published = version
 
     def newest(self) -> int:
@@ -131,7 +131,7 @@ def test_the_learners_newest_version_is_sent_again_to_a_server_that_was_recreate
     from starling.params import Params
 
     first, second = peer(), peer(generation=1)
-    sink = RemoteParamSink(first, time.monotonic)
+    sink = RemoteParamSink(first, time.monotonic, 0)
     sink.publish(7, Params.of({"w": np.ones(3, np.float32)}))
     until(lambda: sink.flush() is None and len(sink.lines[0]) == 0)
 
@@ -146,7 +146,7 @@ def test_a_request_to_a_shard_that_is_down_is_answered_with_none() -> None:
     from cluster.handles import RemoteReplay
     from starling.types import SampleRequest
 
-    replay, come = RemoteReplay([peer()], time.monotonic), []
+    replay, come = RemoteReplay([peer()], time.monotonic, 0), []
     replay.lines[0].call("die")
     until(lambda: come.extend(replay.replies()) or bool(come))
 

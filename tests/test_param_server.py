@@ -48,3 +48,15 @@ def test_arrays_are_views_into_the_buffer() -> None:
 
     assert packed.buffer.tolist() == [1.0, 9.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     assert packed.layout.head(1).size == 4
+
+
+def test_a_learner_that_was_replaced_publishes_no_more() -> None:
+    server = ParamServer(no_clock)
+    server.publish(5, params(5.0), generation=1)
+
+    server.publish(9, params(9.0), generation=0)
+
+    fetched = server.fetch(newer_than=0)
+    assert fetched is not None
+    assert fetched[0] == 5
+    assert server.stats()["counts"]["refused"] == 1

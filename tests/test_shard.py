@@ -224,3 +224,15 @@ def test_the_same_seed_draws_the_same_windows() -> None:
     first, second = (draw(bandit_shard([1.0] * 50, seed=5), 20) for _ in range(2))
 
     np.testing.assert_array_equal(first.keys, second.keys)
+
+
+def test_a_learner_that_was_replaced_draws_nothing_and_changes_nothing() -> None:
+    shard = bandit_shard([1.0] * 8)
+    draw(shard, 1, generation=1, insert_limit=50)
+    before = shard.credit()
+
+    reply = draw(shard, 4, generation=0, insert_limit=9_999)
+
+    assert sum(reply.counts) == 0
+    assert shard.credit() == before
+    assert shard.stats()["counts"]["requests_fenced_off"] == 1
