@@ -34,7 +34,11 @@ class TrainingRun:
 
     def __exit__(self, *_: object) -> None:
         mine = self.everyone()
-        if self.process.poll() is None:
+        for _ in range(2):  # the second Ctrl-C ends it at once, and its folder with it
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=15.0)
+        except subprocess.TimeoutExpired:
             self.process.kill()
         for process in mine:
             if process.is_running():
