@@ -81,7 +81,7 @@ class ParamProcess:
         self._packed: tuple[int, Any] = (0, None)
         self._beats = 0
 
-    def publish(self, version: int, params: Buffer, generation: int) -> None:
+    def publish(self, version: int, params: Buffer, generation: int = 0) -> None:
         """Replace the parameters by a newer version."""
         self._server.publish(version, wire.decode_params(np.array(params)), generation)
 

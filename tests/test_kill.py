@@ -83,7 +83,7 @@ def test_a_ray_run_goes_on_with_its_counts_its_ratio_and_its_versions(tmp_path: 
         steps = [row["env_steps"] for row in clocks]
         assert steps == sorted(steps)
     versions = [event["version"] for event in kept]
-    assert versions == sorted(set(versions))
+    assert versions == sorted(versions)  # the last checkpoint may be of the same version as the one before
     (seam,) = [n for n, event in enumerate(events(run)) if event["event"] == "resumed"]
     shards = [role for name, role in samples[-1]["roles"].items() if name.startswith("replay_server")]
     assert sum(shard["gauges"]["rows"] for shard in shards) > 10_000
