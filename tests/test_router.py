@@ -360,3 +360,19 @@ def test_a_router_that_takes_over_owes_nothing_for_what_was_inserted_before() ->
     line = 2.0 * (50_000 - 100)
     assert line <= router.stats()["gauges"]["sampled"] <= line + 2 * 64
     assert source.requests[-1].insert_limit >= 50_000
+
+
+def test_a_new_ratio_is_no_debt_for_what_is_past() -> None:
+    source = Shifting()
+    router = routed(source)
+    router.take()
+    source.coming = [(0, empty_reply(inserted=5_000))]
+    router.take()
+    source.coming = [(0, empty_reply(inserted=5_000))]
+    kept = router.state()
+
+    config = ReplayConfig(samples_per_insert=8.0, min_windows=100, tolerance=64)
+    resumed = Router(Shifting(), config, np.random.default_rng(0), no_clock, 32)
+    resumed.restore(kept)
+
+    assert resumed.stats()["gauges"]["sampled"] == 8.0 * (5_000 - 100)
