@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Literal
 
 from starling.errors import check
 
@@ -21,6 +22,10 @@ class ReplayConfig:
     min_windows: int = 1_000  # inserted before learning starts
     samples_per_insert: float = 2.0  # times that a window is sampled, on average; 0: nobody waits for anybody
     tolerance: int = 0  # windows sampled too many or too few before somebody waits; at least one batch
+    durability: Literal["none", "snapshot", "journal"] = "journal"
+    """what outlives a shard: nothing; what was written behind its back; all that it acknowledged"""
+    fsync_every_s: float = 0.1  # power loss takes what was written since; 0: each insert is forced to the disk
+    folder: str = ""  # where the segments of this machine's shards lie; empty: in the run's folder
 
     def __post_init__(self) -> None:
         rules = {
@@ -35,6 +40,7 @@ class ReplayConfig:
             "min_windows": (self.min_windows >= 1, ">= 1"),
             "samples_per_insert": (isfinite(self.samples_per_insert) and self.samples_per_insert >= 0.0, ">= 0"),
             "tolerance": (self.tolerance >= 0, ">= 0"),
+            "fsync_every_s": (isfinite(self.fsync_every_s) and self.fsync_every_s >= 0.0, ">= 0"),
         }
         for name, (ok, rule) in rules.items():
             check(ok, f"replay.{name} must be {rule}, got {getattr(self, name)}")

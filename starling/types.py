@@ -5,6 +5,7 @@ Arrays are numpy on the wire and in actors and servers; the learner's `Batch` ho
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +44,9 @@ class Unroll:
     NaN where this unroll completes no window. None: new windows get the largest priority seen.
     """
     episodes: Columns = field(default_factory=dict)  # `return`, `length`, custom metrics: each [episodes ended here]
+    start_at: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """[S] t * E + e, ascending, of each real step at which a window may begin, if the networks are recurrent"""
+    starts: Columns = field(default_factory=dict)  # [S, ...] the recurrent state that went into those steps
 
     @property
     def num_steps(self) -> int:
@@ -67,6 +71,7 @@ class Batch:
     weights: Any  # [B] importance weights
     version: Any  # [L, B] parameters that acted
     extras: Mapping[str, Any] = field(default_factory=dict)  # [L, B, ...] what the algorithm stored
+    starts: Mapping[str, Any] = field(default_factory=dict)  # [B, ...] recurrent state at the windows' starts
 
 
 class Act(NamedTuple):
@@ -193,6 +198,7 @@ class InsertReply:
 
     credit: int  # windows that this shard still takes; at 0 its writers wait
     accepted: bool = True  # False: refused as a duplicate or by fencing
+    waits: str = ""  # for what, if there is no credit for another reason than the samples-per-insert account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,13 +218,14 @@ class SampleReply:
     """A shard's answer: windows of all batches behind one another, and the state that they were drawn from."""
 
     counts: Sequence[int]  # as asked, or all 0 while the shard is empty
-    columns: Columns  # time-major [L, n, ...]; `obs` [L + 1, n, ...] or [2, n, ...]; `valid` [L, n]
+    columns: Columns  # time-major [L, n, ...], `obs` as the window says; `valid` [L, n], with a burn-in also `learn`
     keys: NDArray[np.int64]  # [n]
     probabilities: NDArray[np.float64]  # [n] within this shard
     mass: float
     size: int  # windows that could have been drawn
     inserted: int  # windows inserted since the shard began
-    origin: int = 0  # tells a shard from one that took its place: no two begin at the same key
+    origin: int = 0  # tells a shard from one that took its place: their keys differ
+    starts: Columns = field(default_factory=dict)  # [n, ...] recurrent state at the windows' starts
 
 
 class Ticket(NamedTuple):
@@ -234,6 +241,7 @@ class Sampled(NamedTuple):
     columns: Columns  # as in SampleReply
     weights: NDArray[np.float32]  # [B] importance weights
     ticket: Ticket
+    starts: Mapping[str, Array] = MappingProxyType({})  # as in SampleReply
 
 
 class WindowSource(Protocol):

@@ -19,15 +19,27 @@ class Window:
     A window never crosses an episode's start; at an episode's end it is shorter. With `period` p
     it begins at every p-th step of an episode. `every_obs` False serves only the first
     observation and the one after the last step, which is all that an n-step transition needs.
+
+    The first `burn_in` steps only warm a recurrent state up, unless the window begins with its episode: then there
+    is nothing to warm up, and all of it is learned from. With `length` = `burn_in` + `period` every step of an
+    episode is learned from once, and no window is left without a step to learn from.
+
+    With `stack` k every observation is the last of k frames, the first frame of an episode standing for those before
+    it. Frames are served once each: those of `every_obs` as `[k - 1 + length + 1]`; of the ends, those of the first
+    stack and then those of the last one, `[2 k]`, or `[k + 1]` where the window is one step and they overlap.
     """
 
     length: int = 1
     period: int = 1
     every_obs: bool = False
+    burn_in: int = 0
+    stack: int = 1
 
     def __post_init__(self) -> None:
         check(self.length >= 1, f"window.length must be >= 1, got {self.length}")
         check(self.period >= 1, f"window.period must be >= 1, got {self.period}")
+        check(0 <= self.burn_in < self.length, f"window.burn_in must be in [0, window.length), got {self.burn_in}")
+        check(self.stack >= 1, f"window.stack must be >= 1, got {self.stack}")
 
 
 class Completed(NamedTuple):
@@ -61,5 +73,7 @@ def completed(
     starts = acted & whole
     if window.period > 1:
         starts &= age % window.period == 0
+    if window.burn_in:
+        starts &= (age == 0) | (next_end - index >= window.burn_in)
     row, copy = np.nonzero(starts)
     return Completed(row, copy, np.minimum(next_end[row, copy] - row + 1, length))
