@@ -78,8 +78,8 @@ class Copies:
     def __init__(self, vector: VectorEnv[Any, Any, Any], config: EnvConfig) -> None:
         self.config = config
         self.num_copies = int(vector.num_envs)
-        self._spaces = Spaces.of(config.id, vector.single_observation_space, vector.single_action_space)
-        self.spec = self._spaces.spec(config.id, config.time_limit or own_time_limit(vector))
+        self.spaces = Spaces.of(config.id, vector.single_observation_space, vector.single_action_space)
+        self.spec = self.spaces.spec(config.id, config.time_limit or own_time_limit(vector))
         self._vector = vector
         self._mode = autoreset_mode(vector, config.id)
         self._everyone = np.ones(self.num_copies, np.bool_)
@@ -105,18 +105,18 @@ class Copies:
 
     def step(self, action: Array) -> Step:
         """Step every copy by its action; those that a vector resets in this step ignore theirs."""
-        raw, reward, terminated, truncated, info = self._call(self._vector.step, self._spaces.write(action))
+        raw, reward, terminated, truncated, info = self._call(self._vector.step, self.spaces.write(action))
         acted = self._everyone
         if self._resetting is not None:
             acted, self._resetting = ~self._resetting, None
             reward, terminated, truncated = reward * acted, terminated & acted, truncated & acted
-        obs = self._spaces.read(raw)
+        obs = self.spaces.read(raw)
         ends = terminated | truncated
         if not np.count_nonzero(ends):
             return Step(obs, reward, terminated, truncated, acted, NO_COPIES, self._no_final, {})
         ended = np.flatnonzero(ends)
         if self._mode is AutoresetMode.SAME_STEP:
-            final = self._spaces.read(np.stack([info["final_obs"][i] for i in ended]))
+            final = self.spaces.read(np.stack([info["final_obs"][i] for i in ended]))
             info = info.get("final_info", {})  # the rest of the info is of the next episode
         else:
             final = obs[ended]  # copied before the reset: a vector may reuse its buffer
@@ -135,10 +135,10 @@ class Copies:
         # what the step returned may lie in buffers that the reset clears
         reward, terminated, truncated = step.reward.copy(), step.terminated.copy(), step.truncated.copy()
         raw, _ = self._call(self._vector.reset, options={"reset_mask": ends})
-        return step._replace(reward=reward, terminated=terminated, truncated=truncated, obs=self._spaces.read(raw))
+        return step._replace(reward=reward, terminated=terminated, truncated=truncated, obs=self.spaces.read(raw))
 
     def _read(self, raw: Any) -> Array:
-        obs = self._spaces.read(raw)
+        obs = self.spaces.read(raw)
         expected = (self.num_copies, *self.spec.obs.shape)
         if obs.shape != expected:
             raise EnvError(

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -15,14 +15,22 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from actors.copies import Copies, EnvConfig, in_a_line, require_finite, seed_numbers
 from actors.pool import SeededPool
+from actors.spaces import Spaces
 from starling.errors import EnvError
 from starling.spec import Spec
 
-__all__ = ["EnvConfig", "Factory", "make_copies", "measure_spec"]
+__all__ = ["EnvConfig", "Factory", "Measured", "make_copies", "measure", "measure_spec"]
 
 Factory = Callable[..., Any]
 Vector = VectorEnv[Any, Any, Any]
 POOL = "envpool:"
+
+
+class Measured(NamedTuple):
+    """What an environment looks like, and the translation between its arrays and ours."""
+
+    spec: Spec
+    spaces: Spaces
 
 
 def make_copies(config: EnvConfig, factory: Factory | None = None) -> Copies:
@@ -32,6 +40,11 @@ def make_copies(config: EnvConfig, factory: Factory | None = None) -> Copies:
 
 def measure_spec(config: EnvConfig, factory: Factory | None = None) -> Spec:
     """Make one copy, reset and step it, and say what it looks like; refuse what cannot be learned from."""
+    return measure(config, factory).spec
+
+
+def measure(config: EnvConfig, factory: Factory | None = None) -> Measured:
+    """Return the same with what translates the environment's arrays, for data that was recorded elsewhere."""
     copies = make_copies(replace(config, copies=1), factory)
     try:
         require_finite(config.id, observation=copies.reset(seed_numbers(np.random.SeedSequence(0), 1)))
@@ -39,7 +52,7 @@ def measure_spec(config: EnvConfig, factory: Factory | None = None) -> Spec:
         require_finite(config.id, observation=step.obs, reward=step.reward)
     finally:
         copies.close()
-    return copies.spec
+    return Measured(copies.spec, copies.spaces)
 
 
 def _make_vector(config: EnvConfig, factory: Factory | None) -> Vector:

@@ -90,6 +90,17 @@ class Spaces:
         array: Array = np.asarray(raw, self.obs.spec.dtype)
         return array
 
+    def write_obs(self, obs: Array) -> Array:
+        """Return observations as the environment gave them: what `read` takes."""
+        return obs if self.obs.offset is None else obs + self.obs.offset
+
+    def read_action(self, action: Array) -> Array:
+        """Return the environment's actions as ours: what `write` takes."""
+        space = self.action
+        if isinstance(space, Box):
+            return shrunk(action, space.low, space.high)
+        return np.asarray(action, np.int64) - space.start
+
     def write(self, action: Array) -> Array:
         """Return actions as the environment wants them: [-1, 1] stretched to a box, integers counted from its start."""
         space = self.action
@@ -106,3 +117,12 @@ def stretched(action: Array, low: Array, high: Array) -> Array:
     with np.errstate(invalid="ignore"):  # infinite bounds, whose result is not used
         inside = low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
     return np.where(bounded, inside, np.clip(action, low, high))
+
+
+def shrunk(action: Array, low: Array, high: Array) -> Array:
+    """Map [low, high] to [-1, 1], as `stretched` maps it back; where a bound is infinite, nothing changes."""
+    bounded = np.isfinite(low) & np.isfinite(high)
+    width = np.where(bounded & (high > low), high - low, 1.0)
+    with np.errstate(invalid="ignore"):  # infinite bounds, whose result is not used
+        inside = np.clip((action - low) / width * 2.0 - 1.0, -1.0, 1.0)
+    return np.asarray(np.where(bounded, inside, action), np.float32)

@@ -139,7 +139,8 @@ class Learner:
         valid = sampled.columns["valid"]
         self._meter.count("updates")
         self._meter.count("windows", valid.shape[1])
-        self._meter.observe("lag", self.version - sampled.columns["version"][valid].astype(np.int64))
+        version = sampled.columns["version"][valid].astype(np.int64)
+        self._meter.observe("lag", self.version - version[version > 0])  # recorded steps are of no version
 
     def _skip(self, sampled: Sampled) -> Progress:
         """Count a batch that is not finite; ten in a row end the run, naming what is wrong with them."""

@@ -4,7 +4,8 @@ StarlingError
 ├── UsageError          a person asked for something that cannot be: one sentence, exit code 2
 │   ├── ConfigError     a setting: which one, what it must be, what it is
 │   ├── EnvError        an environment that cannot be made, or has a space we do not support
-│   └── RunError        a run folder: missing, taken, unreadable
+│   ├── RunError        a run folder: missing, taken, unreadable
+│   └── DataError       recorded data: which file, which array, what it must be, what it is
 ├── CodecError          bytes that are not what they claim to be
 ├── StuckError          everybody waits: says who waits for whom
 ├── RoleError           a role died, hung or cannot be reached
@@ -30,6 +31,10 @@ class EnvError(UsageError):
 
 class RunError(UsageError):
     """A run folder that is missing, taken, or unreadable."""
+
+
+class DataError(UsageError):
+    """Recorded data that cannot be learned from."""
 
 
 class CodecError(StarlingError):

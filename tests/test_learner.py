@@ -25,8 +25,9 @@ SPEC = Spec(
 class Script:
     """Serves one-step windows from a list, then waits."""
 
-    def __init__(self, steps: list[tuple[int, int, float, int, bool]]) -> None:
+    def __init__(self, steps: list[tuple[int, int, float, int, bool]], version: int = 1) -> None:
         self._steps = iter(steps)
+        self._version = version
         self.priorities: list[float] = []
 
     def take(self) -> Sampled | str:
@@ -41,7 +42,7 @@ class Script:
             "terminated": np.array([[terminated]]),
             "truncated": np.zeros((1, 1), bool),
             "valid": np.ones((1, 1), bool),
-            "version": np.ones((1, 1), np.int64),
+            "version": np.full((1, 1), self._version),
         }
         return Sampled(columns, np.ones(1, np.float32), Ticket(np.zeros(1, np.int64), np.zeros(1, np.int64)))
 
@@ -150,6 +151,14 @@ def test_lag_is_the_learners_version_minus_the_steps() -> None:
         learner.step()  # at versions 1, 2, 3; every step was acted by version 1
 
     assert learner.stats()["histograms"]["lag"][:4] == [1, 1, 1, 0]
+
+
+def test_recorded_steps_have_no_lag() -> None:
+    learner = learner_on(Script(steps(3), version=0), ParamServer(no_clock))
+    for _ in range(3):
+        learner.step()
+
+    assert sum(learner.stats()["histograms"]["lag"]) == 0
 
 
 def nets_of(targets: dict[str, Target]) -> LearnerNets:

@@ -1,0 +1,185 @@
+"""Recorded steps <-> unrolls: what was played elsewhere or before, as if actors had sent it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starling.errors import DataError
+from starling.spec import ArraySpec
+from starling.types import Array, Columns, Unroll
+
+FIRST_ACTOR = 1_000_000  # far above those that play
+LANES = 64  # streams that a file is dealt to, so that every shard gets its part
+LENGTH = 512  # steps of an unroll
+SCALARS = {"terminated": "bool", "truncated": "bool", "acted": "bool", "version": "int64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Steps of one stream after the other, each in the order of time.
+
+    Step i + 1 follows step i unless that one ended its episode or i + 1 `begins`: there the recording was cut.
+    """
+
+    columns: Columns  # [N, ...] as in an unroll, but for `acted`: every row is a step
+    begins: NDArray[np.bool_]  # [N]
+    final_obs: Array  # [F, ...] after each step that ended an episode
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """Which steps ended their episode, `[N]`."""
+        ended: NDArray[np.bool_] = self.columns["terminated"] | self.columns["truncated"]
+        return ended
+
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """Which steps do not follow the one before them, `[N]`."""
+        return first_steps(self.begins, self.ended)
+
+
+def first_steps(begins: NDArray[np.bool_], ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which steps begin an episode, or what there is of it."""
+    first = begins.copy()
+    first[1:] |= ended[:-1]
+    first[:1] = True
+    return first
+
+
+def unrolls(recorded: Recorded, length: int = LENGTH) -> Iterator[Unroll]:
+    """Yield unrolls of one copy and at most `length` steps, all of no version of ours.
+
+    Whole episodes are dealt to one stream after the other, so that shards share them; a gap in a stream's count says
+    that what follows is another episode.
+    """
+    ended, first = recorded.ended, recorded.first
+    finals = np.concatenate([[0], np.cumsum(ended)])
+    sequences = [0] * LANES
+    lane = 0
+    for start, stop in _spans(recorded, length):
+        goes_on = stop < len(first) and not first[stop]
+        yield _unroll(recorded, slice(start, stop), slice(finals[start], finals[stop]), lane, sequences[lane])
+        sequences[lane] += 1 if goes_on or ended[stop - 1] else 2
+        lane = lane if goes_on else (lane + 1) % LANES
+
+
+def recorded_from(unrolls: Iterable[Unroll]) -> Recorded:
+    """Return the steps of unrolls in the order of (actor, copy, time), with `actor` and `copy` among the columns."""
+    actors: dict[int, list[Unroll]] = {}
+    for unroll in unrolls:
+        actors.setdefault(unroll.actor, []).append(unroll)
+    parts = [
+        _steps_of(unroll, copy, begins=not at or not _follows(sent[at - 1], unroll))
+        for _, sent in sorted(actors.items())
+        for copy in range(sent[0].columns["acted"].shape[1])
+        for at, unroll in enumerate(sent)
+    ]
+    if not parts:
+        raise DataError("recorded data must hold at least one step, got none")
+    return Recorded(
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+        begins=np.concatenate([part.begins for part in parts]),
+        final_obs=np.concatenate([part.final_obs for part in parts]),
+    )
+
+
+def without_oldest(unroll: Unroll, count: int) -> Unroll:
+    """Return an unroll without its first `count` real steps, as a shard has it that has overwritten those."""
+    if not count:
+        return unroll
+    acted = unroll.columns["acted"].copy()
+    flat = acted.reshape(-1)
+    gone = np.flatnonzero(flat)[:count]
+    flat[gone] = False
+    kept = ~np.isin(unroll.final_at, gone)
+    starts = ~np.isin(unroll.start_at, gone)
+    return replace(
+        unroll,
+        columns={**unroll.columns, "acted": acted},
+        final_at=unroll.final_at[kept],
+        final_obs=unroll.final_obs[kept],
+        priorities=None,
+        start_at=unroll.start_at[starts],
+        starts={name: array[starts] for name, array in unroll.starts.items()},
+    )
+
+
+class Foreign:
+    """Turns unrolls of other runs into recorded ones: each of their actors is a stream far from the run's own."""
+
+    def __init__(self) -> None:
+        self._actors: dict[int, int] = {}
+
+    def __call__(self, unroll: Unroll) -> Unroll:
+        """Return the unroll as nobody's: of no version, with no priorities."""
+        actor = FIRST_ACTOR + self._actors.setdefault(unroll.actor, len(self._actors))
+        columns = {**unroll.columns, "version": np.zeros_like(unroll.columns["version"])}
+        return replace(unroll, actor=actor, columns=columns, priorities=None)
+
+
+def refuse_misfit(unroll: Unroll, columns: Mapping[str, ArraySpec], origin: str) -> None:
+    """Refuse an unroll that a shard of these columns could not store; its values may be anything."""
+    rows = unroll.columns.get("acted", np.empty(0)).shape
+    wanted = {**columns, **{name: ArraySpec((), dtype) for name, dtype in SCALARS.items()}}
+    for name, spec in wanted.items():
+        column = unroll.columns.get(name)
+        got = "nothing" if column is None else f"{column.dtype} {column.shape}"
+        if got != f"{spec.dtype} {(*rows, *spec.shape)}" or len(rows) != 2:
+            raise DataError(f"{origin}: {name} must be {spec.dtype} of [steps, copies, *{spec.shape}], got {got}")
+    age = unroll.columns.get("age")
+    if age is None or age.shape != rows or age.dtype.kind != "i":
+        raise DataError(
+            f"{origin}: age must be whole numbers of [steps, copies], got {'nothing' if age is None else age.dtype}"
+        )
+    ended = unroll.columns["acted"] & (unroll.columns["terminated"] | unroll.columns["truncated"])
+    final, obs = unroll.final_obs, columns["obs"]
+    if not np.array_equal(unroll.final_at, np.flatnonzero(ended)) or final.shape != (ended.sum(), *obs.shape):
+        raise DataError(
+            f"{origin}: final_obs must be one observation for each of {ended.sum()} ends, got {final.shape}"
+        )
+
+
+def _spans(recorded: Recorded, length: int) -> Iterator[tuple[int, int]]:
+    """Cut steps into runs of at most `length`: at every gap, else where an episode begins if one does within it."""
+    first = recorded.first
+    starts, steps = np.flatnonzero(first), len(first)
+    gaps = np.append(np.flatnonzero(recorded.begins[1:] & ~recorded.ended[:-1]) + 1, steps)
+    start = 0
+    while start < steps:
+        gap = int(gaps[np.searchsorted(gaps, start, "right")])
+        stop = min(start + length, gap)
+        newest = int(starts[np.searchsorted(starts, stop, "right") - 1])
+        if start < newest and stop < gap:
+            stop = newest
+        yield start, stop
+        start = stop
+
+
+def _unroll(recorded: Recorded, steps: slice, finals: slice, lane: int, sequence: int) -> Unroll:
+    columns = {name: column[steps, None] for name, column in recorded.columns.items()}
+    count = steps.stop - steps.start
+    nobody = {"version": np.zeros((count, 1), np.int64), "acted": np.ones((count, 1), np.bool_)}
+    return Unroll(
+        actor=FIRST_ACTOR + lane,
+        generation=0,
+        sequence=sequence,
+        columns={**columns, **nobody},
+        final_at=np.flatnonzero(recorded.ended[steps]),
+        final_obs=recorded.final_obs[finals],
+    )
+
+
+def _follows(before: Unroll, unroll: Unroll) -> bool:
+    return (before.generation, before.sequence + 1) == (unroll.generation, unroll.sequence)
+
+
+def _steps_of(unroll: Unroll, copy: int, begins: bool) -> Recorded:
+    acted = unroll.columns["acted"][:, copy]
+    columns = {name: column[acted, copy] for name, column in unroll.columns.items() if name != "acted"}
+    steps = int(np.count_nonzero(acted))
+    columns |= {"actor": np.full(steps, unroll.actor), "copy": np.full(steps, copy)}
+    ours = unroll.final_at % unroll.columns["acted"].shape[1] == copy
+    first = np.zeros(steps, np.bool_)
+    first[:1] = begins
+    return Recorded(columns=columns, begins=first, final_obs=unroll.final_obs[ours])
