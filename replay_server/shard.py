@@ -96,6 +96,59 @@ class ReplayShard:
         self._meter.enter("idle")
         return reply
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The oldest row that is alive, and the next one."""
+        return self._storage.oldest, self._storage.end
+
+    def fill(self, unroll: Unroll) -> tuple[int, int]:
+        """Store an unroll without account or refusal; returns its first row and how many there are."""
+        first = self._storage.end
+        inserted, self._inserted = self._inserted, 0
+        self._insert(unroll)
+        self._inserted = inserted
+        return first, self._storage.end - first
+
+    def refill(self, unroll: Unroll, first_row: int) -> None:
+        """Do the same under given row numbers; those in between are nobody's."""
+        assert first_row >= self._storage.end, "rows are numbered as they come"
+        skipped = self._storage.slots(np.arange(max(self._storage.end, first_row - self._storage.capacity), first_row))
+        self._tree.set(skipped, np.zeros(len(skipped)))
+        self._storage.end = first_row
+        self.fill(unroll)
+
+    def index(self) -> State:
+        """Return what a log of unrolls does not say: the masses, the account, and who wrote."""
+        first, end = self.rows
+        meta = {
+            "first": first,
+            "end": end,
+            "inserted": self._inserted,
+            "insert_limit": self._insert_limit,
+            "largest": self._largest,
+            "rng": rng_meta(self._rng),
+            "origin": 0,
+            "writers": [[actor, stream.generation, stream.sequence] for actor, stream in self._streams.items()],
+        }
+        return State({"masses": self._tree.get(self._storage.slots(np.arange(first, end)))}, meta)
+
+    def adopt(self, index: State, account: bool, writers: bool) -> None:
+        """Lay an index over the rows that it knows."""
+        self.set_masses(np.arange(index.meta["first"], index.meta["end"]), index.arrays["masses"])
+        if account:
+            self._inserted, self._insert_limit = index.meta["inserted"], index.meta["insert_limit"]
+            self._largest = index.meta["largest"]
+            set_rng(self._rng, index.meta["rng"])
+        if not writers:
+            self._streams = {}
+
+    def set_masses(self, rows: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
+        """Set the masses of rows that are alive."""
+        alive = (rows >= self._storage.oldest) & (rows < self._storage.end)
+        self._tree.set(self._storage.slots(rows[alive]), masses[alive])
+        everywhere = self._tree.get(np.arange(self._storage.capacity))
+        self._size = int(np.count_nonzero(everywhere))
+
     def state(self) -> State:
         """Return every window that can be drawn, and the account.
 
