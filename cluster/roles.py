@@ -27,8 +27,6 @@ from starling.types import Algorithm, Columns, ParamSink, ParamSource, Place, Re
 ACTOR, SHARD, ROUTER, LEARNER = range(4)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
-KEYS = 40  # bits: more rows than one shard will see
-
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
 VERSION_GAP = 1 << 20  # versions that no learner publishes before it dies: those of its successor are above them
 
@@ -55,10 +53,10 @@ class Start:
         states = {name: self.states[name]} if name in self.states else {}
         return replace(self, states=states)
 
-    def first_key(self, name: str, generation: int) -> int:
-        """Return a key that no row of a shard has reached: neither of its predecessors, nor before a resume."""
-        reached = self.states[name].under("storage").meta["end"] if name in self.states else 0
-        return ((reached >> KEYS) + generation) << KEYS
+    def origin(self, name: str, generation: int) -> int:
+        """Return what no other incarnation of a shard has: neither its predecessors, nor one before a resume."""
+        reached: int = self.states[name].meta["origin"] if name in self.states else 0
+        return reached + generation
 
     def restore(self, name: str, role: Any, generation: int) -> None:
         """Hand a role its state, if it is the one that the state was kept for."""
@@ -103,7 +101,7 @@ def build_shard(
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
     name = f"replay_server[{index}]"
     shard = ReplayShard(
-        config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, start.first_key(name, generation)
+        config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, start.origin(name, generation)
     )
     start.restore(name, shard, generation)
     return shard

@@ -278,16 +278,17 @@ def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts
     pieces = [(reply, part) for reply, part in zip(replies, parts, strict=True) if part.start < part.stop]
     weight = np.concatenate([weight[part] for weight, part in zip(weights, parts, strict=True)])
     return Sampled(
-        columns=_joined([{name: c[:, part] for name, c in reply.columns.items()} for reply, part in pieces]),
+        columns=_joined([{name: c[:, part] for name, c in reply.columns.items()} for reply, part in pieces], axis=1),
         weights=(weight / weight.max()).astype(np.float32),
         ticket=Ticket(
             shards=np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts]),
             keys=np.concatenate([reply.keys[part] for reply, part in pieces]),
         ),
+        starts=_joined([{name: s[part] for name, s in reply.starts.items()} for reply, part in pieces], axis=0),
     )
 
 
-def _joined(parts: list[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def _joined(parts: list[Mapping[str, NDArray[Any]]], axis: int) -> dict[str, NDArray[Any]]:
     if len(parts) == 1:
         return dict(parts[0])
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts], axis=axis) for name in parts[0]}
