@@ -27,6 +27,7 @@ COMMANDS = {
     "ls": ("cluster.commands.ls", "[flags]", "list the runs"),
     "export": ("cluster.commands.export", "RUN --numpy|--onnx", "write a run's policy for use without Starling"),
     "bench": ("cluster.commands.bench", "NAME|all [flags]", "measure each role beside what the machine allows"),
+    "replay": ("cluster.commands.replay", "RUN [flags]", "look into a run's replay; import and export recorded data"),
     "show": ("cluster.commands.show", "RUN [flags]", "say what a run is and how far it is"),
 }
 

@@ -30,10 +30,11 @@ class ShardContents:
     def __init__(self, folder: Path, snapshot: str | None = None) -> None:
         self.folder = folder
         self.index: State | None = None
+        self.snapshot = snapshot  # that the index is of
         self._listed: list[Segment] | None = None
         self._place = folder / LIVE
         if snapshot is None:
-            self.index = _newest_index(folder)
+            self.snapshot, self.index = _newest_index(folder)
         else:
             self._place = folder / SNAPSHOTS / snapshot
             self.index, self._listed = read_snapshot(self._place)
@@ -60,13 +61,13 @@ def shard_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*"), key=lambda path: (len(path.name), path.name))
 
 
-def _newest_index(folder: Path) -> State | None:
+def _newest_index(folder: Path) -> tuple[str | None, State | None]:
     for path in snapshot_paths(folder):
         try:
-            return read_snapshot(path)[0]
+            return path.name, read_snapshot(path)[0]
         except RunError:
             continue  # of no concern to who only looks: restoring says so
-    return None
+    return None, None
 
 
 def _while_there(reader: SegmentReader) -> Iterator[Record]:

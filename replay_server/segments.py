@@ -193,7 +193,8 @@ class SegmentReader:
             raise damaged(self.path, 0, "it does not begin as a segment of a replay log")
         if version != VERSION:
             raise RunError(f"{self.path} has version {version}, and this Starling reads {VERSION}")
-        if self.path.name != segment_name(serial):
+        in_a_log = self.path.stem.isdigit()  # what was taken out of one may have any name
+        if in_a_log and self.path.name != segment_name(serial):
             raise damaged(self.path, 0, f"it begins with record {serial}, which is not what its name says")
         self.begin = Position(serial, chain)
         self.segment = self.segment._replace(bytes=_FILE_BYTES, first_serial=serial, chain=chain)

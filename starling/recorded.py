@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starling.errors import DataError
-from starling.spec import ArraySpec
+from starling.spec import ArraySpec, Spec
 from starling.types import Array, Columns, Unroll
 
 FIRST_ACTOR = 1_000_000  # far above those that play
@@ -138,6 +138,31 @@ def refuse_misfit(unroll: Unroll, columns: Mapping[str, ArraySpec], origin: str)
         raise DataError(
             f"{origin}: final_obs must be one observation for each of {ended.sum()} ends, got {final.shape}"
         )
+
+
+def refuse_values(unroll: Unroll, spec: Spec, origin: str) -> None:
+    """Refuse steps of another environment's, whose arrays only look alike: networks would fail on them."""
+    acted = unroll.columns["acted"]
+    action = unroll.columns["action"][acted]
+    floats = {
+        "obs": unroll.columns["obs"][acted],
+        "reward": unroll.columns["reward"][acted],
+        "final_obs": unroll.final_obs,
+    }
+    if spec.num_actions:
+        others = action[(action < 0) | (action >= spec.num_actions)]
+        if others.size:
+            rule = f"action must be one of the {spec.num_actions} of {spec.env}"
+            raise DataError(f"{origin}: {rule}, got {others[0]}")
+    else:
+        floats["action"] = action
+    if spec.classes:
+        obs = floats.pop("obs"), floats.pop("final_obs")
+        if not all(((array >= 0) & (array < np.reshape(spec.classes, spec.obs.shape))).all() for array in obs):
+            raise DataError(f"{origin}: obs must be one of the values of {spec.env}, got others")
+    for name, array in floats.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{origin}: {name} must be finite, got values that are not")
 
 
 def _spans(recorded: Recorded, length: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,190 @@
+"""Recorded data on its way into a run: files that appear whole in a folder of its own, and go when they are stored."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+
+from replay_server.segments import SUFFIX, Position, SegmentReader, SegmentWriter
+from starling import wire
+from starling.errors import DataError, StarlingError
+from starling.metrics import Clock
+from starling.recorded import refuse_misfit
+from starling.spec import ArraySpec
+from starling.types import Array, Unroll
+
+FOLDER = "inbox"  # in the folder of a run's replay
+REFUSED = "refused"
+TAKEN = ".taken"  # how many records of a file are stored, beside it
+MAX_UNROLLS, MAX_S = 64, 0.05  # in one call
+
+Fill = Callable[[int, Array], bool]
+"""Gives a shard a packed unroll; False if it did not take it, now"""
+
+
+class Written(NamedTuple):
+    """What a file of recorded data holds."""
+
+    path: Path
+    steps: int
+    episodes: int
+
+
+class Inbox:
+    """Hands recorded data to the shards between the turns of a run, a little at a time.
+
+    A file is gone when every unroll of it was stored; a run that ends before goes on with the rest. A file that
+    cannot be read is put aside and noted, with what came before the damage stored; it ends nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: Mapping[str, ArraySpec],
+        shards: int,
+        note: Callable[..., None],
+        clock: Clock,
+    ) -> None:
+        self._folder = folder
+        self._columns = columns
+        self._shards = shards
+        self._note = note
+        self._clock = clock
+        self._path: Path | None = None  # that is being read
+        self._unrolls: Iterator[tuple[int, Array]] = iter(())
+        self._next: tuple[int, Array] | None = None  # the actor, and its unroll
+        self._stored = self._steps = 0  # of this file
+
+    def feed(self, fill: Fill) -> int:
+        """Hand over some of what there is, and return how many unrolls; 0 if there is nothing or nobody takes it."""
+        done, until = 0, self._clock() + MAX_S
+        while done < MAX_UNROLLS and (not done or self._clock() < until):
+            upcoming = self._upcoming()
+            if upcoming is None or not fill(upcoming[0] % self._shards, upcoming[1]):
+                break
+            self._next = None
+            self._stored += 1
+            done += 1
+        if done and self._path is not None:
+            _taken(self._path).write_text(f"{self._stored}\n")
+        return done
+
+    def _upcoming(self) -> tuple[int, Array] | None:
+        while self._next is None:
+            if self._path is None and not self._open():
+                return None
+            try:
+                self._next = next(self._unrolls, None)
+                if self._next is None:
+                    self._finish()
+            except (StarlingError, OSError) as error:
+                self._refuse(error)
+        return self._next
+
+    def _open(self) -> bool:
+        """Begin with the file that has waited longest."""
+        with suppress(FileNotFoundError):
+            waiting = [entry.name for entry in os.scandir(self._folder) if _is_whole(entry.name)]
+            if waiting:
+                self._path = self._folder / min(waiting)
+                self._stored = _stored(self._path)
+                self._steps = 0
+                self._unrolls = self._read(self._path, self._stored)
+                return True
+        return False
+
+    def _read(self, path: Path, skip: int) -> Iterator[tuple[int, Array]]:
+        reader = SegmentReader(path)
+        for number, record in enumerate(reader):
+            if number >= skip:
+                unroll = wire.decode_unroll(record.unroll)
+                refuse_misfit(unroll, self._columns, f"{path}, unroll {number}")
+                self._steps += unroll.num_steps
+                yield unroll.actor, np.frombuffer(record.unroll, np.uint8)
+        if reader.torn_bytes:
+            raise DataError(f"{path} is damaged: its last {reader.torn_bytes} bytes are no whole record")
+
+    def _finish(self) -> None:
+        assert self._path is not None
+        self._note("filled", file=self._path.name, unrolls=self._stored, env_steps=self._steps)
+        self._path.unlink(missing_ok=True)
+        self._leave()
+
+    def _refuse(self, error: Exception) -> None:
+        assert self._path is not None
+        aside = self._folder / REFUSED / self._path.name
+        self._note("filling_failed", file=self._path.name, unrolls=self._stored, error=str(error), aside=str(aside))
+        aside.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            self._path.replace(aside)
+        self._leave()
+
+    def _leave(self) -> None:
+        assert self._path is not None
+        _taken(self._path).unlink(missing_ok=True)
+        self._path, self._unrolls = None, iter(())
+
+
+def deliver(inbox: Path, stem: str, unrolls: Iterable[Unroll]) -> Written:
+    """Put recorded data into a run's inbox, under a name that is free."""
+    inbox.mkdir(parents=True, exist_ok=True)
+    with _written(inbox, unrolls) as (file, steps, episodes):
+        for number in count(1):
+            path = inbox / f"{stem}-{number:04d}{SUFFIX}"
+            with suppress(FileExistsError):
+                os.link(file, path)
+                return Written(path, steps, episodes)
+    raise AssertionError("there is always a free number")
+
+
+def write_segment(path: Path, unrolls: Iterable[Unroll]) -> Written:
+    """Write unrolls to a file of their own, whole or not at all."""
+    with _written(path.parent, unrolls) as (file, steps, episodes):
+        file.replace(path)
+        return Written(path, steps, episodes)
+
+
+@contextmanager
+def _written(folder: Path, unrolls: Iterable[Unroll]) -> Iterator[tuple[Path, int, int]]:
+    """Write a segment beside where it is to be, and yield it with how many steps and ends of episodes it holds."""
+    steps = episodes = row = 0
+    with _room_in(folder) as room:
+        writer = SegmentWriter(room, Position())
+        for unroll in unrolls:
+            rows = unroll.num_steps + len(unroll.final_at)
+            writer.append(row, rows, False, wire.encode_unroll(unroll))
+            steps, episodes, row = steps + unroll.num_steps, episodes + len(unroll.final_at), row + rows
+        if not steps:
+            raise DataError("recorded data must hold at least one step, got none")
+        writer.sync()
+        writer.close()
+        yield room / writer.segment.file, steps, episodes
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[Path]:
+    try:
+        with TemporaryDirectory(prefix=".unfinished-", dir=folder) as room:
+            yield Path(room)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
+
+
+def _is_whole(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def _taken(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TAKEN}")
+
+
+def _stored(path: Path) -> int:
+    try:
+        return int(_taken(path).read_text())
+    except (OSError, ValueError):
+        return 0
