@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from cluster import user_folder
-from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
 from param_server.server import ParamServer
 from replay_server.shard import ReplayShard
 from starling import wire
@@ -123,12 +123,12 @@ class Teller(Protocol):
 Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
-    "sink": lambda peers, clock, generation: RemoteSink(peers[0], clock),  # unrolls say themselves who sent them
+    "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
 }
-"""How a role reaches its neighbours, by the name of the constructor's argument."""
+"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls say themselves who sent them."""
 
 
 class LoopProcess:
