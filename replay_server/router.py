@@ -317,7 +317,7 @@ def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts
             shards=np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts]),
             keys=np.concatenate([reply.keys[part] for reply, part in pieces]),
         ),
-        starts=_joined([{name: c[part] for name, c in reply.starts.items()} for reply, part in pieces], axis=0),
+        starts=_joined([{name: s[part] for name, s in reply.starts.items()} for reply, part in pieces], axis=0),
     )
 
 
