@@ -120,9 +120,7 @@ class Replay:
         tails = self.contents == "moved_newest"
         return rehash(shard, folders, metas, lambda actor: actor % config.shards == index, tails)
 
-    def _restore(
-        self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool
-    ) -> Restored | None:
+    def _restore(self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool) -> Restored | None:
         meta = self.meta(index)
         if generation or self.is_moved:
             return restore_live(shard, own) if journals and (own / LIVE).exists() else None
@@ -156,7 +154,7 @@ def shard_states(states: Mapping[str, State]) -> dict[str, State]:
 def told(name: str, restored: Restored, seconds: float) -> list[News]:
     """Put what came back into events."""
     facts = {"role": name, "records": restored.records, "rows": restored.rows, "torn_bytes": restored.torn_bytes}
-    damage = [News("replay_damaged", {"role": name, "what": note}) for note in restored.notes]
+    damage = [News("replay_damaged", {"role": name, "said": note}) for note in restored.notes]
     return [News("replay_restored", {**facts, "seconds": round(seconds, 3)}), *damage]
 
 
