@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starling.metrics import Measured
 from starling.state import Lasting, State
 from starling.types import Array, Batch, Columns, Sampled, WindowSource
 from starling.windows import Window, stacked
@@ -61,6 +62,10 @@ class ReplayFeed:
         """Go on with another's account."""
         if isinstance(self._source, Lasting):
             self._source.restore(state)
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return the source's own figures, if it has any."""
+        return self._source.stats()["gauges"] if isinstance(self._source, Measured) else {}
 
     def update_priorities(self, sampled: Sampled, priorities: Tensor) -> None:
         """Send a batch's new priorities to where its windows are."""

@@ -130,9 +130,11 @@ class Learner:
         return Progress(work={"updates": 1})
 
     def stats(self) -> dict[str, Any]:
-        """Return work, time shares, the lag of what was learned from, and the last batch's figures."""
+        """Return work, time shares, the lag of what was learned from, the last batch's figures and the source's."""
         for name, value in self._metrics.copy().items():
             self._meter.gauge(name, float(value))
+        for name, figure in self._feed.gauges().items():
+            self._meter.gauge(name, figure)
         return self._meter.snapshot()
 
     def _account(self, sampled: Sampled) -> None:

@@ -13,6 +13,7 @@ from cluster.board import Subject
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
+from cluster.contents import replay_folder
 from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
 from cluster.report import Event, Noted, Outcome
@@ -141,6 +142,9 @@ def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     with _folder(job) as folder:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
+        else:
+            kept_in = str(replay_folder(config.replay, folder.path))
+            job = replace(job, start=replace(job.start, folder=kept_in))
         console = Console()
         if options.mode in ("live", "plain"):
             for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job)):
@@ -187,13 +191,19 @@ def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
     folder.change_config(dump(job.config))
     past = start.past
     facts = {"checkpoint": name, "env_steps": past.env_steps, "updates": past.updates, "command": job.command}
-    return replace(job, start=start, notes={"resumed": facts})
+    notes: dict[str, dict[str, Any]] = {"resumed": facts}
+    if start.lost:
+        notes["replay_lost"] = {"why": start.lost}
+    return replace(job, start=start, notes=notes)
 
 
 def _first_lines(job: Job) -> Iterator[str]:
     """Say where a run that does not begin at nothing begins."""
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
+    if said := job.notes.get("replay_lost"):
+        windows = job.config.replay.min_windows
+        yield f"contents of the replay are lost: {said['why']}; learning waits for {windows:,} windows again"
     if said := job.notes.get("initialised"):
         left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
         yield f"from {said['run']}: {', '.join(said['taken'])}{left}"
