@@ -6,16 +6,19 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cluster.config import Config
+from cluster.roles import build_algorithm
 from replay_server.segments import SUFFIX, Position, SegmentReader, SegmentWriter
+from replay_server.storage import columns_of
 from starling import wire
 from starling.errors import DataError, StarlingError
 from starling.metrics import Clock
 from starling.recorded import refuse_misfit
-from starling.spec import ArraySpec
+from starling.spec import ArraySpec, Spec
 from starling.types import Array, Unroll
 
 FOLDER = "inbox"  # in the folder of a run's replay
@@ -44,7 +47,7 @@ class Inbox:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         columns: Mapping[str, ArraySpec],
         shards: int,
         note: Callable[..., None],
@@ -87,7 +90,9 @@ class Inbox:
         return self._next
 
     def _open(self) -> bool:
-        """Begin with the file that has waited longest."""
+        """Begin with the file that comes first; a run without a folder has none."""
+        if self._folder is None:
+            return False
         with suppress(FileNotFoundError):
             waiting = [entry.name for entry in os.scandir(self._folder) if _is_whole(entry.name)]
             if waiting:
@@ -117,7 +122,7 @@ class Inbox:
 
     def _refuse(self, error: Exception) -> None:
         assert self._path is not None
-        aside = self._folder / REFUSED / self._path.name
+        aside = self._path.parent / REFUSED / self._path.name
         self._note("filling_failed", file=self._path.name, unrolls=self._stored, error=str(error), aside=str(aside))
         aside.parent.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
@@ -128,6 +133,12 @@ class Inbox:
         assert self._path is not None
         _taken(self._path).unlink(missing_ok=True)
         self._path, self._unrolls = None, iter(())
+
+
+def inbox_of(folder: str, config: Config[Any], spec: Spec, note: Callable[..., None], clock: Clock) -> Inbox:
+    """Return the inbox of a run whose replay lies in this folder; empty: of one that has none."""
+    columns = columns_of(spec, build_algorithm(config).columns(spec))
+    return Inbox(Path(folder) / FOLDER if folder else None, columns, config.replay.shards, note, clock)
 
 
 def deliver(inbox: Path, stem: str, unrolls: Iterable[Unroll]) -> Written:

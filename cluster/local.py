@@ -10,13 +10,16 @@ from cluster.config import Config
 from cluster.contents import SHARD, News
 from cluster.course import Course
 from cluster.figures import kind_of
+from cluster.inbox import inbox_of
 from cluster.report import Event, Outcome
 from cluster.roles import FRESH, Start, actor_seed
 from cluster.snapshots import snapshot_name
 from replay_server.local import LocalReplay, LocalSink
+from starling import wire
 from starling.errors import StuckError
 from starling.metrics import Clock
 from starling.state import Lasting, State
+from starling.types import Array
 
 
 class LocalRuntime:
@@ -81,6 +84,11 @@ class LocalRuntime:
         for index, actor in enumerate(self.of("actor")):
             actor.restart(*actor_seed(config, index, number))
 
+    def fill(self, shard: int, packed: Array) -> bool:
+        """Give a shard recorded data."""
+        self.roles[f"{SHARD}[{shard}]"].fill(wire.decode_unroll(packed), packed)
+        return True
+
     def close(self) -> None:
         """Let go of every environment, and of the shards' files."""
         for role in self.of("actor") + self.of("evaluator") + self.of(SHARD):
@@ -104,10 +112,15 @@ def run_local(
 ) -> Outcome:
     """Turn the roles until the goal is reached, a budget is spent, or somebody asks to stop."""
     runtime = LocalRuntime()
-    launch.replay(runtime, config, measure_spec(config.env), clock, start)
+    spec = measure_spec(config.env)
+    launch.replay(runtime, config, spec, clock, start)
     (learner,), actors = runtime.of("learner"), runtime.of("actor")
     course = Course(config.goal, report, clock, start.past)
+    inbox = inbox_of(start.folder, config, spec, course.note, clock)
+    while inbox.feed(runtime.fill):
+        pass  # all of it: a run that begins with recorded data repeats too
     while (reason := course.over(stopped())) is None:
+        inbox.feed(runtime.fill)
         runtime.turn()
         course.advance(sum(actor.env_steps for actor in actors), learner.updates - start.past.updates)
         runtime.tell(course)

@@ -57,6 +57,13 @@ class ShardProcess:
         """Take one unroll; the answer acknowledges it."""
         return self._shard.insert(wire.decode_unroll(unroll), unroll)
 
+    def fill(self, unroll: Buffer) -> bool:
+        """Take recorded data, unless the disk is behind."""
+        if self._shard.must_wait():
+            return False
+        self._shard.fill(wire.decode_unroll(unroll), unroll)
+        return True
+
     def credit(self) -> int:
         """Return how many windows may still be inserted."""
         return self._shard.credit()

@@ -3,7 +3,7 @@
 import importlib
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,13 @@ def recorded(source: str, wanted: Wanted) -> Iterator[Unroll]:
     if source.endswith(SEGMENT):
         return _segment(Path(source), wanted)
     raise DataError(f"recorded data must be {KINDS}, got {shown(source)}")
+
+
+def check_all(sources: Sequence[str], wanted: Wanted) -> None:
+    """Refuse files that could not be learned from, before anything is written."""
+    for source in sources:
+        for _ in recorded(source, wanted):
+            pass
 
 
 def stem_of_data(source: str) -> str:

@@ -72,11 +72,6 @@ class Layout:
         return self.config.replay.shard_rows(self.row_bytes)
 
 
-def replay_folder(run: Path, config: Config[Any]) -> Path:
-    """Return where the shards of a run on this machine keep what they hold."""
-    return Path(config.replay.folder) / run.name if config.replay.folder else run / "replay"
-
-
 def shards_in(folder: Path) -> dict[int, ShardContents]:
     """Return the shards that wrote down what they hold, by number; none, if the run keeps nothing on the disk."""
     if not any(folder.glob("shard-*")):

@@ -24,6 +24,7 @@ from cluster.contents import SHARD
 from cluster.course import Course, Past
 from cluster.figures import kind_of
 from cluster.frames import Orders, Refusal, receive_orders, send
+from cluster.inbox import Inbox, inbox_of
 from cluster.members import START_LIMIT_S, Members
 from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, RayNode, open_listeners, processes_marked
 from cluster.report import Outcome
@@ -36,6 +37,7 @@ from starling.errors import ClusterError, StarlingError
 from starling.params import Params
 from starling.spec import Spec
 from starling.state import State, unpack_state
+from starling.types import Array
 
 TICK_S = 0.05
 SERVER_LIMIT_S = 1.0
@@ -54,12 +56,19 @@ class Supervisor:
     """Watches the roles of one run until its course is over."""
 
     def __init__(
-        self, members: Members, course: Course, config: Config[Any], spec: Spec, in_no_checkpoint: bool = False
+        self,
+        members: Members,
+        course: Course,
+        config: Config[Any],
+        spec: Spec,
+        inbox: Inbox,
+        in_no_checkpoint: bool = False,
     ) -> None:
         self._members = members
         self._course = course
         self._config = config
         self._spec = spec
+        self._inbox = inbox
         self._retry_at = 0.0
         self._in_no_checkpoint = in_no_checkpoint  # that the shards hold what others held
         self._snapshot: Snapshot | None = None
@@ -77,6 +86,7 @@ class Supervisor:
                 require_loopback()  # again, now that every process is there
                 checked = True
             self._course.sample(self._stats)
+            self._inbox.feed(self._fill)
             self._keep()
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
@@ -151,6 +161,9 @@ class Supervisor:
         self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
         for name, beat in beats.items():
             self._course.hear(int(name.partition("[")[2].rstrip("]")), beat.news)
+
+    def _fill(self, shard: int, packed: Array) -> bool:
+        return bool(self._members.ask(f"{SHARD}[{shard}]", "fill", packed, limit_s=SERVER_LIMIT_S))
 
     def _stats(self) -> dict[str, Any]:
         return {name: self._members.stats(name) for name in self._members.names()}
@@ -250,7 +263,8 @@ def supervise(orders: Orders, pipe: int, stopped: Stop) -> Outcome:
     members = Members(time.monotonic, course.note, partial(start_limit_s, Path(orders.folder)))
     start.replay.prepare(config.replay)
     launch.replay(members, config, spec, time.monotonic, start)
-    return Supervisor(members, course, config, spec, start.replay.is_moved).run(stopped)
+    inbox = inbox_of(orders.folder, config, spec, course.note, time.monotonic)
+    return Supervisor(members, course, config, spec, inbox, start.replay.is_moved).run(stopped)
 
 
 def main() -> int:

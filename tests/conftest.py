@@ -22,6 +22,14 @@ def own_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def own_umask() -> Iterator[None]:
+    """Put back with which permissions files are made."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def own_ray() -> Iterator[None]:
     """Start a Ray as closed as a run's own, for tests of what talks through it."""

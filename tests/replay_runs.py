@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cluster.config import Config, dump, load
-from cluster.replay_view import Layout, replay_folder
+from cluster.contents import replay_folder
+from cluster.replay_view import Layout
 from cluster.roles import build_algorithm
 from cluster.run_folder import RunFolder
 from replay_server.durable import DurableShard
@@ -61,6 +62,6 @@ def shard_of(run: Path, config: Config[Any], index: int) -> DurableShard:
     rng = np.random.default_rng(index)
     columns = algorithm.columns(layout.spec)
     shard = ReplayShard(config.replay, layout.spec, algorithm.window, columns, rng, no_clock)
-    folder = replay_folder(run, config) / f"shard-{index}"
+    folder = replay_folder(config.replay, run) / f"shard-{index}"
     folder.mkdir(parents=True)
     return DurableShard(shard, Journal(folder, config.replay, no_clock, background=False), no_clock)

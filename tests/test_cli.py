@@ -1,12 +1,11 @@
 import io
 import json
-import os
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,14 +71,6 @@ def trained(runs: Path, *flags: str, engine: Engine | None = None) -> Said:
     with redirect_stdout(out):
         code = train.main(["cartpole", "--runs", str(runs), *flags], engine or Engine())
     return Said(code, out.getvalue(), "")
-
-
-@pytest.fixture
-def own_umask() -> Iterator[None]:
-    """Put back with which permissions files are made."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("own_umask", "own_signals")

@@ -9,7 +9,9 @@ import pytest
 
 from cluster.png import png
 from cluster.replay_view import Held, Layout, shards_in
-from cluster.run_folder import RunFolder
+from cluster.roles import build_algorithm
+from cluster.run_folder import Run, RunFolder
+from replay_server.segments import read_records
 from replay_server.shard import ReplayShard
 from replay_server.storage import Storage
 from starling import wire
@@ -37,7 +39,6 @@ def replay(runs: Path, *args: str) -> Said:
 
 
 def shard_with(sent: Sequence[Unroll], **config: Any) -> ReplayShard:
-    from cluster.roles import build_algorithm
 
     own = settings(**config)
     algorithm = build_algorithm(own)
@@ -59,7 +60,6 @@ def windows_of(shard: ReplayShard) -> list[bytes]:
 
 def imported(path: Path) -> list[Unroll]:
     """Return the unrolls that lie in a run's inbox."""
-    from replay_server.segments import read_records
 
     files = sorted((path / "replay" / "inbox").glob("*.seg"))
     return [wire.decode_unroll(record.unroll) for file in files for record in read_records(file)]
@@ -246,7 +246,6 @@ def test_data_goes_into_the_latest_run(tmp_path: Path) -> None:
 
 def test_a_live_run_takes_data_up_at_once(tmp_path: Path) -> None:
     path = run_with(tmp_path)
-    from cluster.run_folder import Run
 
     with RunFolder.reopen(Run(path)):
         said = replay(tmp_path, "import", data(tmp_path / "a.npz"))
@@ -315,3 +314,35 @@ def test_help_says_what_there_is(args: list[str], words: list[str]) -> None:
 
     assert said.code == 0
     assert all(word in " ".join(said.out.split()) for word in words)
+
+
+@pytest.mark.usefixtures("own_umask", "own_signals")
+def test_a_run_begins_with_recorded_data_and_repeats(tmp_path: Path) -> None:
+    files = [data(tmp_path / "a.npz", 700), data(tmp_path / "b.npz", 7)]
+    flags = ["--env.id", "tests.screens:Still", "--runtime", "local", "--total-steps", "400", "--env.time-limit", "9"]
+
+    said = [
+        starling(
+            "train", "gridworld", *flags, "--quiet", "--fill", *files, "--runs", str(tmp_path / "runs"), "--run", name
+        )
+        for name in ("one", "two")
+    ]
+
+    runs = [Run(tmp_path / "runs" / name) for name in ("one", "two")]
+    events = [[event for event in run.events() if event["event"] == "filled"] for run in runs]
+    assert [part.code for part in said] == [0, 0], said[0].err
+    assert [(event["file"], event["env_steps"]) for event in events[0]] == [("a-0001.seg", 700), ("b-0001.seg", 7)]
+    assert "707 steps of no version" in " ".join(replay(tmp_path / "runs", "one").out.replace("recorded", "").split())
+    assert list((runs[0].path / "replay" / "inbox").iterdir()) == []
+    ends = [run.last("events.jsonl") for run in runs]
+    assert ends[0]["params_sha256"] == ends[1]["params_sha256"]
+
+
+def test_a_run_does_not_begin_with_data_that_it_could_not_learn_from(tmp_path: Path) -> None:
+    file = data(tmp_path / "a.npz", 5)
+
+    said = starling("train", "cartpole", "--fill", file, "--runs", str(tmp_path / "runs"))
+
+    assert said.code == 2
+    assert said.err == f"starling: {file}: obs must be of shape (5, 4), got (5, 2)\n"
+    assert not (tmp_path / "runs").exists()

@@ -10,9 +10,10 @@ from rich.console import Console
 from cluster.commands import replay_data
 from cluster.commands.options import only, print_help, read, wants_help
 from cluster.config import Config, load
+from cluster.contents import replay_folder
 from cluster.png import Pixels, png, sheet
 from cluster.replay_report import figures_of, lines_of, window_lines
-from cluster.replay_view import Held, Layout, Order, pictures_of, replay_folder, shards_in
+from cluster.replay_view import Held, Layout, Order, pictures_of, shards_in
 from cluster.rows import json_line
 from cluster.run_folder import Run, find_run
 from starling.config import did_you_mean
@@ -69,7 +70,7 @@ def _print(run: Run, options: ReplayOptions) -> None:
     shards = config.replay.shards
     check(options.shard is None or options.shard < shards, f"shard must be below {shards}, got {options.shard}")
     chosen = range(shards) if options.shard is None else [options.shard]
-    contents = shards_in(replay_folder(run.path, config))
+    contents = shards_in(replay_folder(config.replay, run.path))
     roles = run.last("metrics.jsonl").get("roles", {})
     if not contents:
         _print_figures_alone(
@@ -121,7 +122,7 @@ def _print_figures_alone(
 def _absence(run: Run, config: Config[Any]) -> str:
     if config.replay.durability == "none":
         return "replay.durability is none"
-    return f"there is nothing in {replay_folder(run.path, config)}"
+    return f"there is nothing in {replay_folder(config.replay, run.path)}"
 
 
 def _save(path: Path, pictures: list[list[Pixels]]) -> None:

@@ -9,17 +9,18 @@ import numpy as np
 from actors.envs import EnvConfig, Measured, measure
 from cluster.commands.options import only, print_help, read, wants_help
 from cluster.config import load
+from cluster.contents import replay_folder
 from cluster.inbox import FOLDER, Written, deliver, write_segment
 from cluster.npz import write_npz
-from cluster.recorded_files import KINDS, NPZ, SEGMENT, left_out, recorded, stem_of_data, wanted_by
-from cluster.replay_view import Layout, alive_steps, replay_folder, shards_in
+from cluster.recorded_files import KINDS, NPZ, SEGMENT, check_all, left_out, recorded, stem_of_data, wanted_by
+from cluster.replay_view import Layout, alive_steps, shards_in
 from cluster.roles import build_algorithm
 from cluster.run_folder import Run, find_run
 from replay_server.contents import ShardContents
 from starling.config import shown
 from starling.errors import DataError, check
 from starling.recorded import recorded_from
-from starling.recordings import Wanted, write_steps
+from starling.recordings import write_steps
 from starling.spec import Spec
 from starling.types import Unroll
 
@@ -89,7 +90,9 @@ def import_(args: list[str]) -> int:
     check_all(sources, wanted)
     when = "taken up within a second" if run.is_live() else "taken up when the run goes on"
     for source in sources:
-        written = deliver(replay_folder(run.path, config) / FOLDER, stem_of_data(source), recorded(source, wanted))
+        written = deliver(
+            replay_folder(config.replay, run.path) / FOLDER, stem_of_data(source), recorded(source, wanted)
+        )
         _say(source, written, f"{run.name}, {when}", left_out(source, wanted))
     return 0
 
@@ -106,7 +109,7 @@ def export(args: list[str]) -> int:
     before, options = read(args, ExportOptions)
     run = find_run(Path(options.runs), only(before, "replay export", "RUN"))
     config = load(str(run.config))
-    shards = _chosen(shards_in(replay_folder(run.path, config)), run, options.shard)
+    shards = _chosen(shards_in(replay_folder(config.replay, run.path)), run, options.shard)
     measured = measure(config.env)
     capacity = Layout(config, measured.spec).capacity
     unrolls = (unroll for shard in shards for unroll in alive_steps(shard, capacity))
@@ -116,13 +119,6 @@ def export(args: list[str]) -> int:
     else:
         _say(run.name, _write_arrays(path, unrolls, measured, config.env.reward_scale), options.out)
     return 0
-
-
-def check_all(sources: list[str], wanted: Wanted) -> None:
-    """Refuse files that could not be learned from, before anything is written."""
-    for source in sources:
-        for _ in recorded(source, wanted):
-            pass
 
 
 def _write_arrays(path: Path, unrolls: Iterator[Unroll], measured: Measured, scale: float) -> Written:

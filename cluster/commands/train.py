@@ -9,17 +9,20 @@ from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
+from actors.envs import measure
 from cluster.board import Subject
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
 from cluster.contents import replay_folder
+from cluster.inbox import FOLDER, deliver
 from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
+from cluster.recorded_files import check_all, recorded, stem_of_data, wanted_by
 from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
 from cluster.resume import refuse_changes, resumed, taken_from
-from cluster.roles import FRESH, Start
+from cluster.roles import FRESH, Start, build_algorithm
 from cluster.run_folder import Run, RunFolder, checked_name, find_run, free_name, stem_of
 from cluster.signals import StopRequest
 from cluster.tensorboard import TensorBoard
@@ -27,6 +30,7 @@ from cluster.terminal import Mode, make_view
 from starling.config import Layer, build, leaves
 from starling.errors import check
 from starling.flags import Flag, help_text, key_of, layers, split
+from starling.recordings import Wanted
 from starling.spec import Spec
 
 Engine = Callable[[Config[Any], Callable[[Event], None], Callable[[], bool]], Outcome]
@@ -45,6 +49,8 @@ class TrainOptions:
     """run to go on with, or latest; it keeps its settings, and no preset is named"""
     at: str | None = None
     """checkpoint to go on from; default: the latest"""
+    fill: tuple[str, ...] = ()
+    """files of recorded data to begin with, as starling replay import takes them"""
     init_from: str | None = None
     """run whose networks a new one begins with, where names and shapes fit"""
     runs: str = "runs"
@@ -139,15 +145,17 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
 def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     config, options = job.config, job.options
     job = _begun(job, refuse_what_cannot_run(config))
+    wanted = _wanted(config, options.fill)
     with _folder(job) as folder:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
         else:
             kept_in = str(replay_folder(config.replay, folder.path))
             job = replace(job, start=replace(job.start, folder=kept_in))
+        filled = _filled(job, wanted)
         console = Console()
         if options.mode in ("live", "plain"):
-            for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job)):
+            for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job), *filled):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         target = config.replay.samples_per_insert
         subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
@@ -174,6 +182,27 @@ def _begun(job: Job, spec: Spec) -> Job:
     taken = taken_from(run, job.config, spec)
     facts = {"run": run.name, "taken": list(taken.arrays), "left": taken.left}
     return replace(job, start=Start(arrays=taken.arrays), notes={"initialised": facts})
+
+
+def _wanted(config: Config[Any], fill: Sequence[str]) -> Wanted | None:
+    """Refuse recorded data before there is a folder, and return what it must fit, if there is any."""
+    if not fill:
+        return None
+    measured = measure(config.env)
+    wanted = wanted_by(config.env, measured, build_algorithm(config).columns(measured.spec))
+    check_all(fill, wanted)
+    return wanted
+
+
+def _filled(job: Job, wanted: Wanted | None) -> list[str]:
+    """Put recorded data where the runtime takes it up."""
+    if wanted is None:
+        return []
+    inbox, lines = Path(job.start.folder) / FOLDER, []
+    for source in job.options.fill:
+        written = deliver(inbox, stem_of_data(source), recorded(source, wanted))
+        lines.append(f"begins with {source}: {written.steps:,} steps, {written.episodes:,} episodes ended")
+    return lines
 
 
 def _folder(job: Job) -> RunFolder:
