@@ -1,6 +1,6 @@
 """Recorded steps <-> unrolls: what was played elsewhere or before, as if actors had sent it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,10 +70,10 @@ def recorded_from(unrolls: Iterable[Unroll]) -> Recorded:
     for unroll in unrolls:
         actors.setdefault(unroll.actor, []).append(unroll)
     parts = [
-        _steps_of(unroll, copy, begins=not at or not _follows(sent[at - 1], unroll))
+        part
         for _, sent in sorted(actors.items())
         for copy in range(sent[0].columns["acted"].shape[1])
-        for at, unroll in enumerate(sent)
+        for part in _stream(sent, copy)
     ]
     if not parts:
         raise DataError("recorded data must hold at least one step, got none")
@@ -199,12 +199,21 @@ def _follows(before: Unroll, unroll: Unroll) -> bool:
     return (before.generation, before.sequence + 1) == (unroll.generation, unroll.sequence)
 
 
-def _steps_of(unroll: Unroll, copy: int, begins: bool) -> Recorded:
+def _stream(sent: Sequence[Unroll], copy: int) -> Iterator[Recorded]:
+    """Yield one copy's steps, unroll by unroll; the first one of them all begins, and the first one behind a gap."""
+    begins = True
+    for before, unroll in zip([None, *sent], sent, strict=False):
+        begins |= before is None or not _follows(before, unroll)
+        part = _steps_of(unroll, copy)
+        part.begins[:1] = begins
+        begins &= not len(part.begins)
+        yield part
+
+
+def _steps_of(unroll: Unroll, copy: int) -> Recorded:
     acted = unroll.columns["acted"][:, copy]
     columns = {name: column[acted, copy] for name, column in unroll.columns.items() if name != "acted"}
     steps = int(np.count_nonzero(acted))
     columns |= {"actor": np.full(steps, unroll.actor), "copy": np.full(steps, copy)}
     ours = unroll.final_at % unroll.columns["acted"].shape[1] == copy
-    first = np.zeros(steps, np.bool_)
-    first[:1] = begins
-    return Recorded(columns=columns, begins=first, final_obs=unroll.final_obs[ours])
+    return Recorded(columns=columns, begins=np.zeros(steps, np.bool_), final_obs=unroll.final_obs[ours])

@@ -154,6 +154,17 @@ def test_rows_that_were_overwritten_are_left_out(gone: int) -> None:
     assert len(part.columns["obs"]) == len(whole.columns["obs"]) - gone
 
 
+def test_a_stream_begins_with_the_first_step_that_is_left_of_it() -> None:
+    world = CountingWorld(np.random.default_rng(4), copies=3, end_probability=0.0)
+    sent = [without_oldest(world.unroll(1), 2), world.unroll(2)]
+
+    steps = recorded_from(sent)
+
+    assert steps.columns["copy"].tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert steps.columns["age"].tolist() == [1, 2, 1, 2, 0, 1, 2]
+    assert np.flatnonzero(steps.begins).tolist() == [0, 2, 4]
+
+
 def test_unrolls_of_another_run_are_streams_of_their_own() -> None:
     worlds = [CountingWorld(np.random.default_rng(i), actor=actor) for i, actor in enumerate((7, FIRST_ACTOR + 7, 7))]
     foreign = Foreign()
