@@ -19,7 +19,7 @@ from starling import wire
 from starling.config import shown
 from starling.errors import CodecError, DataError
 from starling.recorded import Foreign, refuse_misfit, refuse_values, unrolls
-from starling.recordings import Wanted, read_steps, unread
+from starling.recordings import OURS, Wanted, read_steps, unread
 from starling.spec import ArraySpec
 from starling.types import Array, Columns, Unroll
 
@@ -105,7 +105,7 @@ def minari_arrays(dataset: str, package: Any = None) -> Columns:
 
 def _npz(path: Path, wanted: Wanted) -> Columns:
     with _opened(path) as file:
-        names = set(file.files) - set(unread(file.files, wanted))
+        names = set(file.files) - set(unread(file.files, wanted)) - set(OURS)
         return {name: _array(file, path, name) for name in sorted(names)}
 
 

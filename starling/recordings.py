@@ -26,6 +26,7 @@ NAMES = {
 }
 """Under which names a file may hold what; the first is what we write."""
 
+OURS = ("version", "actor", "copy")  # that an export says, and that is of no use to another run
 NEEDED = ("obs", "action", "reward", "terminated")
 FLAG, COUNT = ArraySpec((), "bool"), ArraySpec((), "int64")
 
@@ -88,8 +89,8 @@ def write_steps(recorded: Recorded, terms: Terms, reward_scale: float) -> Column
 
 def unread(arrays: Iterable[str], wanted: Wanted) -> list[str]:
     """Return the names of arrays that mean nothing here."""
-    known = {name for names in NAMES.values() for name in names} | set(wanted.extras)
-    return sorted(set(arrays) - known)
+    known = {name for names in NAMES.values() for name in names}
+    return sorted(set(arrays) - known - set(wanted.extras) - set(OURS))
 
 
 class _Given:

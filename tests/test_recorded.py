@@ -58,8 +58,8 @@ def windows_of(sent: Sequence[Unroll], window: Window) -> list[tuple[Any, ...]]:
     shard = make_shard(window, capacity=10_000, min_windows=1)
     for unroll in sent:
         shard.insert(unroll)
-    rows = np.flatnonzero(shard.state().arrays["masses"])
-    columns = shard._storage.gather(rows, window)
+    rows = np.flatnonzero(shard.index().arrays["masses"])
+    columns = shard._storage.gather(rows)
     names = sorted(set(columns) - {"version"})
     return sorted(tuple(columns[name][:, i].tobytes() for name in names) for i in range(len(rows)))
 
