@@ -346,3 +346,19 @@ def test_a_run_does_not_begin_with_data_that_it_could_not_learn_from(tmp_path: P
     assert said.code == 2
     assert said.err == f"starling: {file}: obs must be of shape (5, 4), got (5, 2)\n"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("own_umask", "own_signals")
+def test_shards_in_processes_of_their_own_take_recorded_data_too(tmp_path: Path) -> None:
+    flags = ["--env.id", "tests.screens:Still", "--env.time-limit", "9", "--total-steps", "3000", "--quiet"]
+
+    said = starling(
+        "train", "gridworld", *flags, "--fill", data(tmp_path / "a.npz", 700), "--runs", str(tmp_path), "--run", "one"
+    )
+
+    run = Run(tmp_path / "one")
+    filled = [event for event in run.events() if event["event"] == "filled"]
+    assert said.code == 0, said.err
+    assert [(event["file"], event["env_steps"]) for event in filled] == [("a-0001.seg", 700)]
+    assert "700 steps of no version" in " ".join(replay(tmp_path, "one").out.split())
