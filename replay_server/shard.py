@@ -292,7 +292,7 @@ class ReplayShard:
         slots = np.concatenate([lost, begun])  # of a leaf given twice the last counts
         given = np.zeros(len(slots))
         given[len(lost) :] = masses
-        self._times_sampled[begun] = 0
+        self._times_sampled[slots] = 0
         self._tree.set(slots, given)
 
     def _remember(self, unroll: Unroll, rows: Rows) -> None:
