@@ -68,7 +68,7 @@ def windows(draw: st.DrawFn) -> Window:
     length = draw(st.integers(1, 6))
     return Window(
         length=length,
-        period=draw(st.integers(1, 3)),
+        period=draw(st.sampled_from([1, 2, 3, 8])),
         every_obs=draw(st.booleans()),
         burn_in=draw(st.integers(0, length - 1)),
         stack=draw(st.integers(1, 4)),
@@ -87,13 +87,13 @@ STORIES = st.builds(
     capacity=st.integers(36, 90),
     recurrent=st.booleans(),
     copies=st.integers(1, 3),
-    end_probability=st.sampled_from([0.0, 0.1, 0.3, 0.8]),
+    end_probability=st.sampled_from([0.0, 0.1, 0.3, 0.9]),
     next_step=st.booleans(),
     events=st.lists(EVENTS, min_size=1, max_size=25),
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(story=STORIES)
 def test_after_each_insert_a_shard_holds_the_windows_that_are_whole_and_alive_and_nothing_else(story: Story) -> None:
     shard, worlds = story.shard(), story.worlds()
@@ -145,7 +145,7 @@ def assert_is(window: Window, reply: SampleReply, n: int, held: Held, recurrent:
         assert (obs[steps:] == obs[steps]).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(story=STORIES, cut=st.integers(0, 25), draws=st.integers(1, 9), gaps=st.sets(st.integers(0, 24), max_size=3))
 def test_a_shard_whose_unrolls_are_stored_again_goes_on_bit_for_bit(
     story: Story, cut: int, draws: int, gaps: set[int]
