@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cluster.checkpoints import Checkpoint, load_to_resume
 from cluster.config import Config, algorithm_name
-from cluster.contents import Contents, replay_folder, shard_states
+from cluster.contents import MOVED, Contents, replay_folder, shard_states
 from cluster.course import Past
 from cluster.roles import Start, build_algorithm
 from cluster.rows import plain
@@ -27,6 +27,13 @@ MAY_CHANGE = (
     f"only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert, {', '.join(KEEPING)} and, with ray, "
     f"actor.num, {', '.join(SHARDING)} may change"
 )
+CONTENTS: dict[tuple[bool, bool], Contents] = {
+    (False, True): "exact",
+    (False, False): "newest",
+    (True, True): "moved_exact",
+    (True, False): "moved_newest",
+}
+"""By whether what the shards held goes to others, and whether what came after the checkpoint is left out"""
 
 
 class Taken(NamedTuple):
@@ -66,7 +73,8 @@ def resumed(run: Run, config: Config[Any], at: str | None = None) -> tuple[Start
         raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
     exactly = at is not None or config.runtime == "local"
     lost = _why_lost(checkpoint, folder)
-    contents = "new" if lost else _contents(checkpoint, config, exactly)
+    moves = (folder / MOVED).exists() or _other_shards(checkpoint, config)
+    contents: Contents = "new" if lost else CONTENTS[moves, exactly]
     return replace(start_of(checkpoint), folder=str(folder), contents=contents, lost=lost), name
 
 
@@ -77,13 +85,10 @@ def _why_lost(checkpoint: Checkpoint, folder: Path) -> str:
     return "" if folder.exists() else f"{folder} is not there"
 
 
-def _contents(checkpoint: Checkpoint, config: Config[Any], exactly: bool) -> Contents:
+def _other_shards(checkpoint: Checkpoint, config: Config[Any]) -> bool:
     was, now = checkpoint.facts["settings"], all_settings(config)
-    if len(shard_states(checkpoint.states)) != config.replay.shards or any(
-        was.get(key, now[key]) != now[key] for key in SHARDING
-    ):
-        return "moved_exact" if exactly else "moved_newest"
-    return "exact" if exactly else "newest"
+    changed = any(was.get(key, now[key]) != now[key] for key in SHARDING)
+    return changed or len(shard_states(checkpoint.states)) != config.replay.shards
 
 
 def start_of(checkpoint: Checkpoint) -> Start:
