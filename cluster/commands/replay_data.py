@@ -101,7 +101,7 @@ def export(args: list[str]) -> int:
     """Write what a run's replay holds."""
     if wants_help(args):
         what = (
-            "Write every step that a run's replay holds, in the order of (shard, actor, copy, time). An .npz file "
+            "Write every step that a run's replay holds, in the order of (actor, copy, time). An .npz file "
             "holds obs, action, reward (divided by env.reward_scale), terminated, truncated, episode, age, final_obs "
             "(one for each step that ended), version, actor, copy, and what the algorithm stores."
         )
