@@ -10,6 +10,8 @@ changes from one to the next. Little-endian, deterministic: equal arrays in equa
 
 import struct
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
@@ -40,6 +42,7 @@ _MAX_DEPTH = 16
 _PLAIN = frozenset((NoneType, bool, int, float, str))
 _MIN_BLOCK, _MAX_BLOCK = 4 << 10, 0x7E000000  # bytes before compression: what pays, and what LZ4 can take
 _WORTH = 0.75  # a block larger than this part of the values is not used
+_KNOWN, _KNOWN_BYTES = 256, 2_048  # most messages say of their arrays what one before them said
 _MAX_INFLATION = 255  # values in a byte of any LZ4 block: what a short message can make its reader allocate
 
 
@@ -54,6 +57,15 @@ class _Entry(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize if self.block is None else self.block
 
 
+class _Plan(NamedTuple):
+    """What a header says."""
+
+    entries: list[_Entry]
+    meta: dict[str, Any]
+    offsets: list[int]
+    end: int
+
+
 def encode(
     arrays: Mapping[str, Array], meta: Mapping[str, Any] = MappingProxyType({}), compress: bool = False
 ) -> NDArray[np.uint8]:
@@ -64,7 +76,7 @@ def encode(
     blocks = [_block(array) if compress else None for array in arrays.values()]
     items = zip(arrays.items(), blocks, strict=True)
     entries = [_Entry(name, a.dtype, a.shape, None if block is None else len(block)) for (name, a), block in items]
-    buffer, offsets = _lay_out(entries, meta, None)
+    buffer, offsets = _lay_out(tuple(entries), meta, None)
     for array, block, offset in zip(arrays.values(), blocks, offsets, strict=True):
         if block is None:
             np.ndarray(array.shape, array.dtype, buffer, offset)[...] = array
@@ -80,7 +92,7 @@ def reserve(
 
     The buffer is the beginning of `room`, if that is large enough. Until they are filled the arrays hold anything.
     """
-    items = [_Entry(name, dtype, shape) for name, (shape, dtype) in entries.items()]
+    items = tuple(_Entry(name, np.dtype(dtype), shape) for name, (shape, dtype) in entries.items())
     buffer, offsets = _lay_out(items, meta, room)
     return buffer, {e.name: np.ndarray(e.shape, e.dtype, buffer, at) for e, at in zip(items, offsets, strict=True)}
 
@@ -92,21 +104,19 @@ def decode(buffer: Octets) -> tuple[Columns, dict[str, Any]]:
     themselves goes unseen: checksums belong to files, where they are read once.
     """
     octets = _octets(buffer)
-    header, header_end = _header(octets)
-    entries, meta = _parts(header)
-    offsets, end = _place(header_end, (entry.num_bytes for entry in entries))
-    if octets.size != end:
-        raise CodecError(f"buffer must be {end} bytes, as its header says, got {octets.size}")
-    return {e.name: _values(e, octets, offset) for e, offset in zip(entries, offsets, strict=True)}, meta
+    header = _header(octets)
+    plan = _known_plan(header) if len(header) <= _KNOWN_BYTES else _plan(header)
+    if octets.size != plan.end:
+        raise CodecError(f"buffer must be {plan.end} bytes, as its header says, got {octets.size}")
+    placed = zip(plan.entries, plan.offsets, strict=True)
+    return {entry.name: _values(entry, octets, offset) for entry, offset in placed}, deepcopy(plan.meta)
 
 
 def _lay_out(
-    entries: list[_Entry], meta: Mapping[str, Any], room: NDArray[np.uint8] | None
+    entries: tuple[_Entry, ...], meta: Mapping[str, Any], room: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Return a buffer with everything but the arrays' values, and where each of them begins."""
-    header = _pack(dict(meta), [_described(entry) for entry in entries])
-    head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
-    offsets, end = _place(len(head), (entry.num_bytes for entry in entries))
+    head, offsets, end = _head(entries, meta) if meta else _known_head(entries)
     if room is None or room.size < end:
         buffer = np.zeros(end, np.uint8)  # zeros, so that the padding says nothing about this process's memory
     else:
@@ -116,6 +126,16 @@ def _lay_out(
             buffer[begin:offset] = 0
     buffer[: len(head)] = np.frombuffer(head, np.uint8)
     return buffer, offsets
+
+
+def _head(entries: tuple[_Entry, ...], meta: Mapping[str, Any] = MappingProxyType({})) -> tuple[bytes, list[int], int]:
+    """Return what stands before the arrays, where each of them begins, and where the last one ends."""
+    header = _pack(dict(meta), [_described(entry) for entry in entries])
+    head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
+    return head, *_place(len(head), (entry.num_bytes for entry in entries))
+
+
+_known_head = lru_cache(_KNOWN)(_head)
 
 
 def _block(array: Array) -> bytes | None:
@@ -177,7 +197,7 @@ def _octets(buffer: Octets) -> NDArray[np.uint8]:
     return octets
 
 
-def _header(octets: NDArray[np.uint8]) -> tuple[Any, int]:
+def _header(octets: NDArray[np.uint8]) -> bytes:
     if octets.size < _PREFIX.size:
         raise CodecError(f"buffer must begin with {_PREFIX.size} fixed bytes, got {octets.size} bytes in all")
     magic, version, length = _PREFIX.unpack(octets[: _PREFIX.size].tobytes())
@@ -188,10 +208,18 @@ def _header(octets: NDArray[np.uint8]) -> tuple[Any, int]:
     end = _PREFIX.size + length
     if end > octets.size:
         raise CodecError(f"header must end within the buffer, got {end} of {octets.size} bytes")
+    return octets[_PREFIX.size : end].tobytes()
+
+
+def _plan(header: bytes) -> _Plan:
     try:  # msgpack refuses by itself what claims to be longer than the header
-        return msgpack.unpackb(octets[_PREFIX.size : end]), end
+        entries, meta = _parts(msgpack.unpackb(header))
     except ValueError as error:
         raise CodecError(f"header must be msgpack, got {error!r}") from error
+    return _Plan(entries, meta, *_place(_PREFIX.size + len(header), (entry.num_bytes for entry in entries)))
+
+
+_known_plan = lru_cache(_KNOWN)(_plan)
 
 
 def _parts(header: Any) -> tuple[list[_Entry], dict[str, Any]]:

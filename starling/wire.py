@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from starling.codec import Entries, Octets, decode, encode, is_shape, reserve
 from starling.errors import CodecError
 from starling.params import Layout, Params
-from starling.types import Columns, SampleReply, SampleRequest, Unroll
+from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
 
 _COLUMN, _EPISODE, _START = "column/", "episode/", "start/"
 _KEPT_ROOM = 1 << 18  # bytes; what is smaller comes from the process's own heap, and costs no new pages anyhow
@@ -29,14 +29,16 @@ def encode_unroll(unroll: Unroll, compress: bool = True) -> NDArray[np.uint8]:
     arrays |= {name: array for name, array in optional.items() if array is not None}
     if unroll.starts:
         arrays |= {"start_at": unroll.start_at, **_within(_START, unroll.starts)}
-    return encode(arrays, {"unroll": [unroll.actor, unroll.generation, unroll.sequence]}, compress)
+    arrays["unroll"] = np.array([unroll.actor, unroll.generation, unroll.sequence])
+    return encode(arrays, compress=compress)
 
 
 def decode_unroll(buffer: Octets) -> Unroll:
     """Return the unroll; its arrays are read-only, and views into `buffer` but for compressed frames."""
     arrays, meta = decode(buffer)
-    match arrays, meta:
-        case {"final_at": final_at, "final_obs": final_obs}, {"unroll": [int(actor), int(generation), int(sequence)]}:
+    match arrays:
+        case {"final_at": final_at, "final_obs": final_obs, "unroll": who} if _is_int(who, 3):
+            actor, generation, sequence = who.tolist()
             return Unroll(
                 actor=actor,
                 generation=generation,
@@ -106,7 +108,7 @@ def decode_reply(buffer: Octets) -> SampleReply:
     arrays, meta = decode(buffer)
     match arrays:
         case {"keys": keys, "probabilities": probabilities, "counts": counts, "tally": tally, "mass": mass}:
-            if tally.shape == (3,) and mass.shape == () and counts.ndim == 1:
+            if _is_int(tally, 3) and _is_int(counts, counts.size) and mass.shape == ():
                 size, inserted, origin = tally.tolist()
                 return SampleReply(
                     counts=counts.tolist(),
@@ -174,6 +176,10 @@ def _arrays_of(reply: SampleReply) -> Columns:
         "tally": np.array([reply.size, reply.inserted, reply.origin], np.int64),
         "mass": np.array(reply.mass),
     }
+
+
+def _is_int(array: Array, length: int) -> bool:
+    return array.dtype == _INT and array.shape == (length,)
 
 
 def _kinds(arrays: Columns) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
