@@ -24,7 +24,7 @@ from cluster.course import Course, Past
 from cluster.figures import kind_of
 from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.members import Members
-from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, RayNode, open_listeners, processes_marked
+from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, SPILLED, STORE, RayNode, open_listeners, processes_marked
 from cluster.report import Outcome
 from cluster.roles import Newest, Start, acting_params
 from starling import wire
@@ -147,7 +147,8 @@ def start_ray(folder: Path) -> None:
             address="local",
             num_cpus=LOGICAL_CPUS,
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=int(os.environ.get(STORE, OBJECT_STORE_BYTES)),
+            object_spilling_directory=str(folder.parent / SPILLED),
             log_to_driver=False,
             configure_logging=False,
             namespace=os.environ[MARK],

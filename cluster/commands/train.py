@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 
 from cluster.board import Subject
+from cluster.budget import Plan
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
 from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
+from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
 from cluster.resume import refuse_changes, resumed, taken_from
@@ -86,6 +88,7 @@ class Job:
     stem: str
     run: Run | None = None  # that goes on
     start: Start = FRESH
+    plan: Plan | None = None
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # events at the beginning, by name
 
 
@@ -137,7 +140,8 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
 
 def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     config, options = job.config, job.options
-    job = _begun(job, refuse_what_cannot_run(config))
+    checked = refuse_what_cannot_run(config)
+    job = _begun(replace(job, plan=checked.plan), checked.spec)
     with _folder(job) as folder:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
@@ -191,7 +195,9 @@ def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
 
 
 def _first_lines(job: Job) -> Iterator[str]:
-    """Say where a run that does not begin at nothing begins."""
+    """Say what a run will hold in memory, and where one begins that does not begin at nothing."""
+    if job.plan is not None:
+        yield f"memory {job.plan}"
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
     if said := job.notes.get("initialised"):
@@ -209,7 +215,8 @@ def _engine(job: Job) -> Engine:
     if job.config.runtime == "ray":
         from cluster.launcher import run_ray
 
-        return partial(run_ray, start=job.start)
+        store_bytes = OBJECT_STORE_BYTES if job.plan is None else job.plan.store_bytes
+        return partial(run_ray, start=job.start, store_bytes=store_bytes)
     from cluster.local import run_local  # torch: only where a learner runs in this process
 
     return partial(run_local, start=job.start)
