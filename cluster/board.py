@@ -75,7 +75,8 @@ class Board:
     def _replay(self, sample: Sample, figures: Figures) -> str:
         target = f" (target {self.subject.samples_per_insert:g})" if self.subject.samples_per_insert else ""
         rows = total(sample.roles, "rows", "gauges")
-        return f"samples/insert {decimal(figures.samples_per_insert)}{target} · {count(rows)} rows"
+        ratio = f"samples/insert {decimal(figures.samples_per_insert)}{target}"
+        return joined(ratio, f"{count(rows)} rows", degraded(figures))
 
     def _returns(self) -> str:
         best = f"best {number(self.best)}" if self.returns else ""
@@ -93,6 +94,7 @@ def plain_line(sample: Sample, figures: Figures, evaluation: EvaluationDone | No
             f"{sample.updates:,} updates ({number(figures.updates_per_s)}/s)",
             f"samples per insert {decimal(figures.samples_per_insert)}",
             lag(figures),
+            degraded(figures),
             f"return {number(evaluation.mean)}" if evaluation else "",
             slowest(figures),
         )
@@ -131,6 +133,12 @@ def learner_line(figures: Figures) -> str:
 def lag(figures: Figures) -> str:
     """Say how many versions old the learned-from steps were."""
     return f"lag p50 {figures.lag_p50:.0f} p95 {figures.lag_p95:.0f}" if isfinite(figures.lag_p50) else ""
+
+
+def degraded(figures: Figures) -> str:
+    """Say how many shards the learner does without."""
+    down = figures.degraded_shards
+    return f"{down} {'shard does' if down == 1 else 'shards do'} not answer" if down else ""
 
 
 def slowest(figures: Figures) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from actors.evaluator import Evaluation
 from cluster.config import GoalConfig
+from cluster.contents import News
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
 from starling.metrics import Clock
 from starling.params import Params
@@ -52,6 +53,7 @@ class Course:
         self.best_mean = past.best_mean
         self.number = past.number
         self._kept_at = past.updates
+        self._troubles: set[tuple[str, str]] = set()
 
     def advance(self, env_steps: int, updates: int) -> None:
         """Set the run's two clocks; training begins with the first step of an environment."""
@@ -61,10 +63,12 @@ class Course:
         self.env_steps, self.updates = env_steps + self._past.env_steps, updates + self._past.updates
 
     def hear(self, actor: int, news: Iterable[Any]) -> None:
-        """Take what a loop role told: evaluations, or the episodes that ended with actor number `actor`."""
+        """Take what a role told: evaluations, news, or the episodes that ended with actor number `actor`."""
         for item in news:
             if isinstance(item, Evaluation):
                 self._judge(item)
+            elif isinstance(item, News):
+                self.note(item.what, **item.facts)
             elif len(item["return"]):
                 self._report(
                     EpisodesEnded(
@@ -84,7 +88,17 @@ class Course:
         """Report all roles' counters once a second, or at once."""
         if now or self._clock() - self._sampled_at >= SAMPLE_EVERY_S:
             self._sampled_at = self._clock()
-            self._report(Sample(**self._at(), roles=roles()))
+            sample = Sample(**self.moment(), roles=roles())
+            self._report(sample)
+            for name, stats in sample.roles.items():
+                self._hear_trouble(name, stats.get("notes", []))
+
+    def _hear_trouble(self, role: str, sentences: Iterable[str]) -> None:
+        """Note what a role says of its trouble, each sentence once."""
+        for sentence in sentences:
+            if (role, sentence) not in self._troubles:
+                self._troubles.add((role, sentence))
+                self.note("trouble", role=role, what=sentence)
 
     def over(self, stopped: bool) -> Reason | None:
         """Say why the run is over, or None while it is not."""
@@ -100,12 +114,19 @@ class Course:
         """Say whether the next checkpoint's count of updates is reached; never for `every` 0."""
         return every > 0 and self.updates // every > self._kept_at // every
 
-    def checkpoint(self, version: int, params: Params, states: Mapping[str, State]) -> None:
-        """Have the run kept as it stands."""
+    def moment(self) -> dict[str, Any]:
+        """Return where the run stands now."""
+        return {"elapsed_s": self.elapsed_s, "env_steps": self.env_steps, "updates": self.updates}
+
+    def checkpoint(
+        self, version: int, params: Params, states: Mapping[str, State], moment: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have the run kept as it stands, or as it stood at the moment from which the states are."""
+        at = moment or self.moment()
         self.number += 1
-        self._kept_at = self.updates
+        self._kept_at = at["updates"]
         due = CheckpointDue(
-            **self._at(),
+            **at,
             version=version,
             params=params,
             best=self.best_mean is None,
@@ -134,7 +155,7 @@ class Course:
     def _judge(self, evaluation: Evaluation) -> None:
         self._report(
             EvaluationDone(
-                **self._at(),
+                **self.moment(),
                 version=evaluation.version,
                 mean=evaluation.mean,
                 std=evaluation.std,
@@ -145,9 +166,6 @@ class Course:
         if better and evaluation.params is not None:
             self.best_mean = evaluation.mean
             due = CheckpointDue(
-                **self._at(), version=evaluation.version, params=evaluation.params, best=True, mean=evaluation.mean
+                **self.moment(), version=evaluation.version, params=evaluation.params, best=True, mean=evaluation.mean
             )
             self._report(due)
-
-    def _at(self) -> dict[str, Any]:
-        return {"elapsed_s": self.elapsed_s, "env_steps": self.env_steps, "updates": self.updates}

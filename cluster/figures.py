@@ -27,7 +27,8 @@ class Figures:
     env_steps_per_s: float
     updates_per_s: float
     windows_per_s: float  # sampled
-    samples_per_insert: float  # since the start: it is an account, not a rate
+    samples_per_insert: float  # by the learner's account, which outlives shards and restarts: it is no rate
+    degraded_shards: int  # that do not answer the learner
     lag_p50: float  # versions
     lag_p95: float
     busy: Mapping[str, float]  # by kind of role: the share of its time in which it neither waits nor idles
@@ -58,7 +59,8 @@ def figures(before: Sample | None, now: Sample) -> Figures:
         env_steps_per_s=_ratio(now.env_steps - (before.env_steps if before else 0), duration),
         updates_per_s=_ratio(now.updates - (before.updates if before else 0), duration),
         windows_per_s=_ratio(sampled - total(past, "windows_sampled"), duration),
-        samples_per_insert=_ratio(sampled, total(now.roles, "windows_inserted")),
+        samples_per_insert=_ratio(total(now.roles, "sampled", "gauges"), total(now.roles, "inserted", "gauges")),
+        degraded_shards=total(now.roles, "degraded_shards", "gauges"),
         lag_p50=quantile(lag, 0.5),
         lag_p95=quantile(lag, 0.95),
         busy={kind: _busy(states) for kind, states in seconds.items()},

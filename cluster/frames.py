@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any
 
+from cluster.contents import Contents
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
 from cluster.rows import as_row, plain
 from starling import wire
@@ -35,6 +36,8 @@ class Orders:
     params: Params | None = None
     states: Mapping[str, State] = field(default_factory=dict)  # of the newest checkpoint
     initial: Params | None = None  # what the networks of a new run begin with
+    folder: str = ""  # of what outlives the shards
+    contents: Contents = "new"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
+MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
 
 class Peer(NamedTuple):
@@ -66,7 +67,15 @@ class Line:
 
     def call(self, method: str, *args: Any) -> None:
         """Send a call; its answer comes through `answers`, LOST if the role is down."""
-        if self.waits():
+        self._reconnect()
+        self.send(method, *args)
+
+    def send(self, method: str, *args: Any) -> None:
+        """Send a call to the incarnation that was last talked to, whoever has been connected since.
+
+        So nothing overtakes what must be sent again: its loss is heard before the successor is.
+        """
+        if self._down_since is not None:
             self._owed_lost += 1
         else:
             self._flying.append((getattr(self._peer.handle, method).remote(*args), self._clock()))
@@ -93,9 +102,17 @@ class Line:
     def waits(self) -> str:
         """Say who must come back before anything can be sent; empty when it can."""
         self._reconnect()
-        if self._down_since is None:
-            return ""
-        return f"{self._peer.role}, down for {self._clock() - self._down_since:.0f} s"
+        return "" if self._down_since is None else f"{self._peer.role}, down for {self.down_s:.0f} s"
+
+    @property
+    def role(self) -> str:
+        """Return who is talked to, whichever incarnation."""
+        return self._peer.role
+
+    @property
+    def down_s(self) -> float | None:
+        """Return for how long the incarnation that was last talked to has been down; None: it is not."""
+        return None if self._down_since is None else self._clock() - self._down_since
 
     def in_flight(self) -> list[Any]:
         """Return what `ray.wait` can wait for."""
@@ -122,37 +139,98 @@ class Line:
 
 
 class RemoteSink:
-    """An actor's way to its shard: few unrolls in flight, each acknowledged, and none without credit."""
+    """An actor's way to the shards: few unrolls at a time, each kept until it is acknowledged, none without credit.
 
-    def __init__(self, peer: Peer, clock: Clock, in_flight: int = 2) -> None:
-        self.lines = [Line(peer, clock)]
+    What its shard had not acknowledged when it died is sent again to the successor, before anything new: that one
+    knows what its predecessor stored, so nothing comes twice. When the shard stays down, the writer drops what was
+    pending, counts it, and goes on with the next shard that is up, until its own one, the first, is back; the
+    streams are cut at each move, since their sequence does not continue there.
+    """
+
+    def __init__(self, lines: Sequence[Line], clock: Clock, in_flight: int = 2, move_on_s: float = MOVE_ON_S) -> None:
+        self.lines = list(lines)
         self._line = self.lines[0]
-        self._role = peer.role
         self._clock = clock
         self._in_flight = in_flight
+        self._move_on_s = move_on_s
+        self._pending: deque[Any] = deque()  # packed unrolls, in order
+        self._sent = 0  # of those
+        self._counts = {"unrolls_unanswered": 0, "unrolls_given_up": 0, "shards_changed": 0}
         self._credit = 1
+        self._lacks = ""  # what the shard waits for itself
         self._asked = -CREDIT_EVERY_S
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return what happened to unrolls on their way."""
+        return dict(self._counts)
 
     def insert(self, unroll: Unroll) -> None:
         """Send one unroll."""
-        self._line.call("insert", wire.encode_unroll(unroll))
+        self._pending.append(wire.encode_unroll(unroll))
+        self._send()
 
     def must_wait(self) -> str:
         """Wait for acknowledgements when too many are missing, and for credit when the learner is behind."""
-        for answer in self._line.answers():
-            if answer is not LOST:
-                self._credit = answer.credit if isinstance(answer, InsertReply) else answer
-        if down := self._line.waits():
-            self._credit = 1  # a successor says itself how much it takes
-            return down
-        if len(self._line) >= self._in_flight:
-            return f"{self._role} to acknowledge"
+        self._hear()
+        self._choose_shard()
+        self._send()
+        role, down_s = self._line.role, self._line.down_s
+        if down_s is not None:
+            return f"{role}, down for {down_s:.0f} s"
+        if len(self._pending) >= self._in_flight or (self._pending and self._can_go_home()):
+            return f"{role} to acknowledge"
         if self._credit > 0:
             return ""
         if not len(self._line) and self._clock() - self._asked >= CREDIT_EVERY_S:
             self._asked = self._clock()
-            self._line.call("credit")
-        return f"insert credit from {self._role}"
+            self._line.send("credit")
+        return f"{role} ({self._lacks})" if self._lacks else f"insert credit from {role}"
+
+    def _hear(self) -> None:
+        for answer in self._line.answers():
+            if answer is LOST:  # and with it everything that was in flight
+                self._counts["unrolls_unanswered"] += self._sent
+                self._sent = 0
+                self._credit, self._lacks = 1, ""  # a successor says itself how much it takes
+            else:
+                self._note(answer)
+
+    def _note(self, answer: InsertReply | int) -> None:
+        if isinstance(answer, InsertReply):
+            self._pending.popleft()
+            self._sent -= 1
+            self._credit, self._lacks = answer.credit, answer.waits
+        else:
+            self._credit = answer
+
+    def _send(self) -> None:
+        while self._sent < len(self._pending) and self._line.down_s is None:
+            self._line.send("insert", self._pending[self._sent])
+            self._sent += 1
+
+    def _choose_shard(self) -> None:
+        """Go home as soon as nothing is pending elsewhere, or on to the next shard from one that stays down."""
+        down_s = self._line.down_s
+        if self._can_go_home() and (not self._pending or down_s is not None):
+            self._move_to(self.lines[0])
+        elif down_s is not None and down_s > self._move_on_s:
+            here = self.lines.index(self._line)
+            others = self.lines[here + 1 :] + self.lines[:here]
+            if up := [line for line in others if not line.waits()]:
+                self._move_to(up[0])
+
+    def _can_go_home(self) -> bool:
+        return self._line is not self.lines[0] and not self.lines[0].waits()
+
+    def _move_to(self, line: Line) -> None:
+        self._counts["unrolls_given_up"] += len(self._pending)  # here they might come twice
+        self._counts["shards_changed"] += 1
+        self._pending.clear()
+        self._sent = 0
+        self._line = line
+        self._credit, self._lacks = 1, ""
+        line.answers()  # of questions that were asked when it was left
 
 
 class RemoteReplay:

@@ -26,7 +26,7 @@ def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, star
         runtime.server(
             "replay_server",
             shard,
-            partial(build_shard, config, spec, shard, clock, start=start.only(f"replay_server[{shard}]")),
+            partial(build_shard, config, spec, shard, clock, replay=start.replay),
         )
         for shard in range(config.replay.shards)
     ]
@@ -35,6 +35,7 @@ def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, star
     runtime.loop("learner", 0, learn, source=shards, publisher=[params], params=[params])
     for actor in range(config.actor.num):
         play = partial(build_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
-        runtime.loop("actor", actor, play, sink=[shards[actor % len(shards)]], params=[params])
+        own = actor % len(shards)
+        runtime.loop("actor", actor, play, sink=[*shards[own:], *shards[:own]], params=[params])  # its own shard first
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])

@@ -24,7 +24,7 @@ from starling.params import Params
 
 MAX_SUPERVISORS = 5
 POLL_S = 0.1
-STOP_LIMIT_S = 8.0  # from the request to stop to the supervisor's last word; longer than its own limits together
+STOP_LIMIT_S = 20.0  # from the request to stop to the supervisor's last word; longer than its own limits together
 EXIT_LIMIT_S = 3.0  # from a supervisor's last word to its exit
 LOG_TAIL_BYTES = 4_000
 
@@ -48,6 +48,8 @@ class Launcher:
             launched_at=time.monotonic(),
             states=start.states,
             initial=Params.of(start.arrays) if start.arrays else None,
+            folder=start.folder,
+            contents=start.contents,
             **as_row(start.past),
         )
         self._outcome: Outcome | None = None
@@ -59,6 +61,8 @@ class Launcher:
             if self._outcome is not None:
                 return self._outcome
             self._note("supervisor_lost", attempt=attempt, exit_code=code, log=log)
+            if not self._orders.contents.startswith("moved"):  # to no checkpoint yet: the shards know how far they got
+                self._orders = replace(self._orders, contents="newest")
             if self._stopped():
                 return self._cut_short()
         raise RoleError(
@@ -134,7 +138,8 @@ class Launcher:
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
             if message.states:
-                self._orders = replace(self._orders, states=message.states, number=message.number)
+                kept = {"states": message.states, "number": message.number, "contents": "newest"}
+                self._orders = replace(self._orders, **kept)
             elif message.best:
                 self._orders = replace(self._orders, best_mean=message.mean)
         self._report(message)

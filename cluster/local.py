@@ -7,9 +7,12 @@ from typing import Any
 from actors.envs import measure_spec
 from cluster import launch
 from cluster.config import Config
+from cluster.contents import SHARD, News
 from cluster.course import Course
+from cluster.figures import kind_of
 from cluster.report import Event, Outcome
 from cluster.roles import FRESH, Start, actor_seed
+from cluster.snapshots import snapshot_name
 from replay_server.local import LocalReplay, LocalSink
 from starling.errors import StuckError
 from starling.metrics import Clock
@@ -22,11 +25,12 @@ class LocalRuntime:
     def __init__(self) -> None:
         self.roles: dict[str, Any] = {}
         self._loops: list[str] = []
+        self._news: list[News] = []
 
-    def server(self, kind: str, index: int, build: Callable[[], Any]) -> str:
+    def server(self, kind: str, index: int, build: Callable[..., Any]) -> str:
         """Make a role that only answers."""
         name = f"{kind}[{index}]"
-        self.roles[name] = build()
+        self.roles[name] = build(tell=self._news.append) if kind == SHARD else build()
         return name
 
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
@@ -52,25 +56,34 @@ class LocalRuntime:
             course.hear(index, actor.take())
         for evaluator in self.of("evaluator"):
             course.hear(0, evaluator.take())
+        news, self._news[:] = list(self._news), []
+        course.hear(0, news)
         course.sample(lambda: {name: role.stats() for name, role in self.roles.items()}, now=last)
 
-    def states(self) -> dict[str, State]:
-        """Return the state of every role that has one."""
-        return {name: role.state() for name, role in self.roles.items() if isinstance(role, Lasting)}
+    def states(self, snapshot: str) -> dict[str, State]:
+        """Return the state of every role that has one; shards take a snapshot of this name."""
+        states = {name: role.state() for name, role in self.roles.items() if isinstance(role, Lasting)}
+        for name, role in self.roles.items():
+            if kind_of(name) == SHARD:
+                role.snapshot(snapshot)
+                states[name] = role.taken(snapshot)
+        return states
 
     def begin_again(self, states: Mapping[str, State], config: Config[Any], number: int) -> None:
         """Put every role where it is when a run is resumed from checkpoint `number`.
 
-        The run that goes on does this too, so nothing that a checkpoint leaves out can make a difference.
+        The run that goes on does this too, so nothing that a checkpoint leaves out can make a difference. Shards stay
+        as they are: their snapshots say all that they will ever use again.
         """
         for name, state in states.items():
-            self.roles[name].restore(state)
+            if kind_of(name) != SHARD:
+                self.roles[name].restore(state)
         for index, actor in enumerate(self.of("actor")):
             actor.restart(*actor_seed(config, index, number))
 
     def close(self) -> None:
-        """Let go of every environment."""
-        for role in self.of("actor") + self.of("evaluator"):
+        """Let go of every environment, and of the shards' files."""
+        for role in self.of("actor") + self.of("evaluator") + self.of(SHARD):
             role.close()
 
     def _connect(self, argument: str, roles: Sequence[str]) -> Any:
@@ -99,10 +112,10 @@ def run_local(
         course.advance(sum(actor.env_steps for actor in actors), learner.updates - start.past.updates)
         runtime.tell(course)
         if course.checkpoint_due(config.checkpoint.every) and not course.over(stopped=False):
-            states = runtime.states()
+            states = runtime.states(snapshot_name(course.number + 1))
             course.checkpoint(learner.version, learner.params(), states)
             runtime.begin_again(states, config, course.number)
     runtime.tell(course, last=True)
-    course.checkpoint(learner.version, learner.params(), runtime.states())
+    course.checkpoint(learner.version, learner.params(), runtime.states(snapshot_name(course.number + 1)))
     runtime.close()
     return course.end(reason, learner.params())

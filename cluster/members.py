@@ -30,6 +30,9 @@ BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 START_ORDER = ("learner", "actor", "replay_server", "param_server", "evaluator")
 
+INTRODUCED_LATE = "replay_server"
+"""A kind whose neighbours hear of an incarnation when it first answers: until then it restores what it is to serve"""
+
 Spawn = Callable[[int, Mapping[str, list[Peer]]], Any]
 Happen = Callable[..., None]
 
@@ -57,9 +60,12 @@ class Member:
 class Members:
     """All roles of a run. `server` and `loop` declare them, `start` makes them, `watch` keeps them alive."""
 
-    def __init__(self, clock: Clock, happen: Happen) -> None:
+    def __init__(
+        self, clock: Clock, happen: Happen, start_limit_s: Callable[[str], float] = lambda role: START_LIMIT_S
+    ) -> None:
         self._clock = clock
         self._happen = happen
+        self._start_limit_s = start_limit_s
         self._members: dict[str, Member] = {}
 
     def server(self, kind: str, index: int, build: Callable[..., Any]) -> str:
@@ -139,6 +145,10 @@ class Members:
             "calls_lost": member.beat.lost if member.beat else 0,
         }
 
+    def handle(self, name: str) -> Any:
+        """Return a role's present incarnation, for calls that nobody waits for."""
+        return self._members[name].handle
+
     def ask(self, name: str, method: str, *args: Any, limit_s: float) -> Any:
         """Return a role's answer to one call, or None if it is down or does not answer in time."""
         member = self._members[name]
@@ -160,13 +170,18 @@ class Members:
         member.turned_at = self._clock()
         member.beat = member.asked = None
         member.pid = 0
+        if kind_of(member.name) != INTRODUCED_LATE:
+            self._introduce(member)
+
+    def _introduce(self, member: Member) -> None:
         for other in self._members.values():
             if other.handle is not None and any(member.name in roles for roles in other.peers.values()):
                 other.handle.connect.remote(self._peer(member.name))
 
     def _peer(self, role: str) -> Peer:
         member = self._members[role]
-        return Peer(role, member.handle, member.generation)
+        known = kind_of(role) != INTRODUCED_LATE or member.beat is not None
+        return Peer(role, member.handle if known else None, member.generation)
 
     def _look_after(self, member: Member) -> Beat | None:
         now = self._clock()
@@ -179,7 +194,7 @@ class Members:
             member.asked, member.asked_at = member.handle.beat.remote(), now
             return None
         if not _ready(member.asked):
-            if now - member.asked_at > (HANG_LIMIT_S if member.beat else START_LIMIT_S):
+            if now - member.asked_at > (HANG_LIMIT_S if member.beat else self._start_limit_s(member.name)):
                 self._replace(member, f"did not answer for {now - member.asked_at:.0f} s")
             return None
         beat = _answer(member.asked)
@@ -195,12 +210,15 @@ class Members:
             member.beat = beat
             self._replace(member, beat.error.strip().splitlines()[-1])
             return None
+        first = member.beat is None
         if member.beat is None or _turns(beat) != _turns(member.beat):
             if member.down_at is not None and beat.beats > 0:
                 self._happen("recovered", role=member.name, seconds=round(now - member.down_at, 2))
                 member.down_at = None
             member.turned_at = now
         member.beat, member.pid = beat, beat.pid
+        if first and kind_of(member.name) == INTRODUCED_LATE:
+            self._introduce(member)
         limit = HANG_LIMIT_S if beat.beats else START_LIMIT_S
         if now - member.turned_at > limit:
             self._replace(member, f"made no progress for {now - member.turned_at:.0f} s ({beat.waits or 'working'})")

@@ -14,9 +14,10 @@ import numpy as np
 import ray
 
 from cluster import user_folder
-from cluster.handles import Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.contents import News
+from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
 from param_server.server import ParamServer
-from replay_server.shard import ReplayShard
+from replay_server.durable import DurableShard
 from starling import wire
 from starling.metrics import Clock
 from starling.state import Lasting, pack_state
@@ -45,15 +46,16 @@ class Beat(NamedTuple):
 
 
 class ShardProcess:
-    """A replay shard that answers one call after the other."""
+    """A replay shard that answers one call after the other; what it is to serve is restored before the first."""
 
-    def __init__(self, build: Callable[[], ReplayShard]) -> None:
-        self._shard = build()
+    def __init__(self, build: Callable[..., DurableShard]) -> None:
+        self._news: list[News] = []
+        self._shard = build(tell=self._news.append)
         self._beats = 0
 
     def insert(self, unroll: Buffer) -> InsertReply:
         """Take one unroll; the answer acknowledges it."""
-        return self._shard.insert(wire.decode_unroll(unroll))
+        return self._shard.insert(wire.decode_unroll(unroll), unroll)
 
     def credit(self) -> int:
         """Return how many windows may still be inserted."""
@@ -63,14 +65,20 @@ class ShardProcess:
         """Answer one request of the learner."""
         return wire.encode_reply(self._shard.sample(wire.decode_request(request)))
 
-    def state(self) -> Buffer:
-        """Return what a checkpoint keeps."""
-        return pack_state(self._shard.state())
+    def snapshot(self, name: str) -> None:
+        """Begin to write down what the shard holds now."""
+        self._shard.snapshot(name)
+
+    def taken(self, name: str) -> Buffer | None:
+        """Return what a checkpoint keeps of a snapshot, None while it is being written."""
+        state = self._shard.taken(name)
+        return None if state is None else pack_state(state)
 
     def beat(self) -> Beat:
-        """Return what the role did."""
+        """Return what the role did, and once what it has restored."""
         self._beats += 1
-        return Beat(os.getpid(), self._beats, self._shard.stats())
+        news, self._news[:] = list(self._news), []
+        return Beat(os.getpid(), self._beats, self._shard.stats(), news=news)
 
 
 class ParamProcess:
@@ -123,12 +131,12 @@ class Teller(Protocol):
 Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
-    "sink": lambda peers, clock, generation: RemoteSink(peers[0], clock),  # unrolls say themselves who sent them
+    "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
 }
-"""How a role reaches its neighbours, by the name of the constructor's argument."""
+"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls say themselves who sent them."""
 
 
 class LoopProcess:
@@ -153,7 +161,7 @@ class LoopProcess:
     def beat(self) -> Beat:
         """Return what the role did and whether it still turns."""
         role = self._role
-        stats = role.stats() if role is not None else {}
+        stats = self._with_counts(role.stats()) if role is not None else {}
         news: list[Any] = role.take() if isinstance(role, Teller) else []
         return Beat(os.getpid(), self._beats, stats, self._waits, self._error, news, self._lost())
 
@@ -212,6 +220,14 @@ class LoopProcess:
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
         if flying:
             ray.wait(flying, timeout=WAIT_S)
+
+    def _with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """Add what the neighbours counted on the way."""
+        counts = dict(stats["counts"])
+        for neighbour in self._neighbours.values():
+            if isinstance(neighbour, RemoteSink):
+                counts |= neighbour.counts
+        return {**stats, "counts": counts}
 
     def _lost(self) -> int:
         return sum(line.lost for neighbour in self._neighbours.values() for line in neighbour.lines)

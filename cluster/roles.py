@@ -12,8 +12,10 @@ from actors.evaluator import Evaluator
 from actors.rollout import Rollout
 from actors.worker import Actor
 from cluster.config import Config, algorithm_name
+from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
 from param_server.server import ParamServer
+from replay_server.durable import DurableShard
 from replay_server.router import Router
 from replay_server.shard import ReplayShard
 from starling.algorithms import ALGORITHMS
@@ -26,8 +28,6 @@ from starling.types import Algorithm, Columns, ParamSink, ParamSource, Place, Re
 
 ACTOR, SHARD, ROUTER, LEARNER = range(4)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
-
-KEYS = 40  # bits: more rows than one shard will see
 
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
 VERSION_GAP = 1 << 20  # versions that no learner publishes before it dies: those of its successor are above them
@@ -49,16 +49,23 @@ class Start:
     states: Mapping[str, State] = field(default_factory=dict)
     arrays: Columns = field(default_factory=dict)  # of networks, by name: what a new run begins with
     newest: Newest | None = None
+    folder: str = ""  # of what outlives the shards
+    contents: Contents = "new"
+    lost: str = ""  # why the shards' contents are not those of the checkpoint
 
     def only(self, name: str) -> "Start":
         """Return what one role needs of it."""
         states = {name: self.states[name]} if name in self.states else {}
         return replace(self, states=states)
 
-    def first_key(self, name: str, generation: int) -> int:
-        """Return a key that no row of a shard has reached: neither of its predecessors, nor before a resume."""
-        reached = self.states[name].under("storage").meta["end"] if name in self.states else 0
-        return ((reached >> KEYS) + generation) << KEYS
+    @property
+    def replay(self) -> Replay:
+        """Return what the shards need of it."""
+        learner = self.states.get("learner[0]", State())
+        heard = [origin for origin, _ in learner.meta.get("source", {}).get("heard", [])]
+        return Replay(
+            folder=self.folder, contents=self.contents, states=shard_states(self.states), heard=max(heard, default=0)
+        )
 
     def restore(self, name: str, role: Any, generation: int) -> None:
         """Hand a role its state, if it is the one that the state was kept for."""
@@ -96,17 +103,25 @@ def actor_seed(config: Config[Any], index: int, number: int, generation: int = 0
 
 
 def build_shard(
-    config: Config[Any], spec: Spec, index: int, clock: Clock, generation: int = 0, start: Start = FRESH
-) -> ReplayShard:
-    """Return shard number `index`; the keys of no two generations are alike."""
+    config: Config[Any],
+    spec: Spec,
+    index: int,
+    clock: Clock,
+    generation: int = 0,
+    replay: Replay = NOTHING_KEPT,
+    tell: Tell | None = None,
+) -> DurableShard:
+    """Return shard number `index` with what it is to hold; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
-    name = f"replay_server[{index}]"
-    shard = ReplayShard(
-        config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, start.first_key(name, generation)
-    )
-    start.restore(name, shard, generation)
-    return shard
+    origin = replay.origin(index, generation)
+    shard = ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, origin)
+    began = clock()
+    made, restored = replay.durable(shard, index, generation, config.replay, clock, config.runtime == "ray")
+    if tell is not None and restored is not None:
+        for news in told(f"replay_server[{index}]", restored, clock() - began):
+            tell(news)
+    return made
 
 
 def build_param_server(clock: Clock, generation: int = 0) -> ParamServer:
@@ -162,6 +177,8 @@ def build_learner(
     learner.initialise(start.arrays)
     newest = _newest(params, config) if generation else start.newest
     start.restore("learner[0]", learner, 0 if newest is None else generation)
+    if start.lost and not generation:
+        router.begin_anew()
     if newest is not None:
         learner.begin_from(newest.params, newest.version, newest.updates)
     elif generation:

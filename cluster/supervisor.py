@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,15 @@ from cluster import launch, user_folder
 from cluster.config import Config, parse
 from cluster.course import Course, Past
 from cluster.figures import kind_of
+from cluster.contents import SHARD
 from cluster.frames import Orders, Refusal, receive_orders, send
-from cluster.members import Members
+from cluster.members import START_LIMIT_S, Members
 from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, SPILLED, STORE, RayNode, open_listeners, processes_marked
 from cluster.report import Outcome
 from cluster.roles import Newest, Start, acting_params
+from cluster.snapshots import snapshot_name
+from cluster.taking import LIMIT_S as SNAPSHOT_LIMIT_S
+from cluster.taking import Snapshot
 from starling import wire
 from starling.errors import ClusterError, StarlingError
 from starling.params import Params
@@ -36,9 +40,12 @@ from starling.state import State, unpack_state
 TICK_S = 0.05
 SERVER_LIMIT_S = 1.0
 STATE_LIMIT_S = 5.0
-KEPT = ("learner", "replay_server", "evaluator")
-"""Kinds of roles that a checkpoint keeps. The learner is asked first: a shard that answers later knows every window of
-which the learner's state speaks."""
+KEPT = ("learner", "evaluator")
+"""Kinds of roles that a checkpoint keeps beside the shards. They are asked first: a shard whose snapshot is of later
+knows every window of which the learner's state speaks."""
+LAST_SNAPSHOT_S = 8.0  # when the run ends; everything else waits for it
+SNAPSHOT_POLL_S = 0.01
+RESTORED_BYTES_PER_S = 20e6  # a slow disk's
 RETRY_S = 1.0  # between attempts at a checkpoint that is due
 LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own scheduler shares the cores
 
@@ -46,12 +53,18 @@ LOGICAL_CPUS = 1000  # roles ask for a fraction each; the machine's own schedule
 class Supervisor:
     """Watches the roles of one run until its course is over."""
 
-    def __init__(self, members: Members, course: Course, config: Config[Any], spec: Spec) -> None:
+    def __init__(
+        self, members: Members, course: Course, config: Config[Any], spec: Spec, in_no_checkpoint: bool = False
+    ) -> None:
         self._members = members
         self._course = course
         self._config = config
         self._spec = spec
         self._retry_at = 0.0
+        self._in_no_checkpoint = in_no_checkpoint  # that the shards hold what others held
+        self._snapshot: Snapshot | None = None
+        self._kept: dict[str, State] = {}  # what belongs to the snapshot that is being taken, and when it was
+        self._moment: dict[str, Any] = {}
 
     def run(self, stopped: Callable[[], bool]) -> Outcome:
         """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
@@ -64,42 +77,75 @@ class Supervisor:
                 require_loopback()  # again, now that every process is there
                 checked = True
             self._course.sample(self._stats)
-            self._keep_if_due()
+            self._keep()
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
-        params = self._checkpoint(self._states(), whatever_is_there=True)
+        params = self._keep_at_the_end()
         if params is None:
             _, params = self._newest()
         return self._course.end(reason, params)
 
-    def _keep_if_due(self) -> None:
+    def _keep(self) -> None:
         """Write a checkpoint that is due, when every role can be asked; what fails is tried again a little later."""
-        due = self._course.checkpoint_due(self._config.checkpoint.every) and time.monotonic() >= self._retry_at
-        if not due or not all(map(self._members.is_up, self._kept())):
+        if self._snapshot is not None:
+            self._go_on_keeping(self._snapshot)
             return
-        if self._checkpoint(self._states()) is None:
-            self._retry_at = time.monotonic() + RETRY_S
+        due = self._in_no_checkpoint or self._course.checkpoint_due(self._config.checkpoint.every)
+        late = time.monotonic() >= self._retry_at
+        if due and late and all(map(self._members.is_up, self._of(*KEPT, SHARD))):
+            self._begin_to_keep(self._of(*KEPT), SNAPSHOT_LIMIT_S)
 
-    def _kept(self) -> list[str]:
+    def _begin_to_keep(self, needed: Sequence[str], limit_s: float) -> None:
+        self._kept = self._states()
+        if any(name not in self._kept for name in needed):
+            self._retry_at = time.monotonic() + RETRY_S
+            return
+        self._moment = self._course.moment()
+        name = snapshot_name(self._course.number + 1)
+        shards = {name: handle for name in self._of(SHARD) if (handle := self._members.handle(name)) is not None}
+        self._snapshot = Snapshot(name, shards, time.monotonic, limit_s)
+
+    def _go_on_keeping(self, snapshot: Snapshot) -> None:
+        whole = snapshot.is_whole()
+        if snapshot.failed:
+            self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
+            self._retry_at = time.monotonic() + RETRY_S
+        if whole:
+            self._checkpoint(snapshot)
+        if whole or snapshot.failed:
+            self._snapshot = None
+
+    def _checkpoint(self, snapshot: Snapshot, only_params: bool = False) -> Params:
+        learner = self._kept["learner[0]"]
+        params = acting_params(self._config, self._spec, learner)
+        if only_params:  # the last checkpoint still leads to all that the shards held
+            return params
+        self._in_no_checkpoint = False
+        self._course.checkpoint(learner.meta["version"], params, {**self._kept, **snapshot.states}, self._moment)
+        return params
+
+    def _keep_at_the_end(self) -> Params | None:
+        """Write the last checkpoint, with what there is of the shards; a learner that does not answer leaves none."""
+        self._snapshot = None
+        self._begin_to_keep(["learner[0]"], LAST_SNAPSHOT_S)
+        snapshot = self._snapshot
+        if snapshot is None:
+            return None
+        while not snapshot.is_whole() and not snapshot.failed:
+            time.sleep(SNAPSHOT_POLL_S)
+        if snapshot.failed:
+            self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
+        return self._checkpoint(snapshot, only_params=bool(snapshot.failed) and self._in_no_checkpoint)
+
+    def _of(self, *kinds: str) -> list[str]:
         names = self._members.names()
-        return [name for kind in KEPT for name in names if kind_of(name) == kind]
+        return [name for kind in kinds for name in names if kind_of(name) == kind]
 
     def _states(self) -> dict[str, State]:
-        """Ask the roles that are kept for their states."""
-        kept = self._kept()
-        packed = {name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in kept}
+        """Ask the roles that are kept beside the shards for their states."""
+        packed = {name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in self._of(*KEPT)}
         return {name: unpack_state(state) for name, state in packed.items() if state is not None}
-
-    def _checkpoint(self, states: dict[str, State], whatever_is_there: bool = False) -> Params | None:
-        """Have the run kept if all roles answered; a role that is down is waited for, unless the run is over."""
-        learner = states.get("learner[0]")
-        missing = [name for name in self._kept() if name not in states]
-        if learner is None or (missing and not whatever_is_there):
-            return None
-        params = acting_params(self._config, self._spec, learner)
-        self._course.checkpoint(learner.meta["version"], params, states)
-        return params
 
     def _hear(self, beats: dict[str, Any]) -> None:
         self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
@@ -121,6 +167,14 @@ class Supervisor:
             except RayError:
                 return 0, None
         return version, wire.decode_params(packed).copy()
+
+
+def start_limit_s(folder: Path, role: str) -> float:
+    """Return how long a role may take to start: a shard also reads what it is to serve."""
+    if kind_of(role) != SHARD or not folder.name:
+        return START_LIMIT_S
+    size = sum(file.stat().st_size for file in folder.rglob("*.seg"))
+    return START_LIMIT_S + size / RESTORED_BYTES_PER_S
 
 
 class Stop:
@@ -182,14 +236,22 @@ def supervise(orders: Orders, pipe: int, stopped: Stop) -> Outcome:
         number=orders.number,
     )
     course = Course(config.goal, partial(send, pipe), time.monotonic, past, orders.launched_at)
-    members = Members(time.monotonic, course.note)
     newest = None
     if orders.params is not None and not orders.states:
         newest = Newest(orders.version, orders.updates, orders.params)
     initial = {} if orders.initial is None else dict(orders.initial.arrays())
-    start = Start(past=past, states=orders.states, arrays=initial, newest=newest)
+    start = Start(
+        past=past,
+        states=orders.states,
+        arrays=initial,
+        newest=newest,
+        folder=orders.folder,
+        contents=orders.contents,
+    )
+    members = Members(time.monotonic, course.note, partial(start_limit_s, Path(orders.folder)))
+    start.replay.prepare(config.replay)
     launch.replay(members, config, spec, time.monotonic, start)
-    return Supervisor(members, course, config, spec).run(stopped)
+    return Supervisor(members, course, config, spec, start.replay.is_moved).run(stopped)
 
 
 def main() -> int:

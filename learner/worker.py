@@ -54,7 +54,7 @@ class Learner:
         acting = tuple(f"{name}." for name in algorithm.acting(spec))
         self._num_acting = sum(name.startswith(acting) for name, _ in self.nets.layout.entries)
         self._optimizers = Optimizers(config.optimizer, algorithm.groups(), self.nets)
-        self._feed = ReplayFeed(source, self.device)
+        self._feed = ReplayFeed(source, self.device, algorithm.window)
         self._sink = sink
         self._meter = Meter(clock)
         self._metrics: dict[str, torch.Tensor] = {}
@@ -130,9 +130,11 @@ class Learner:
         return Progress(work={"updates": 1})
 
     def stats(self) -> dict[str, Any]:
-        """Return work, time shares, the lag of what was learned from, and the last batch's figures."""
+        """Return work, time shares, the lag of what was learned from, the last batch's figures and the source's."""
         for name, value in self._metrics.copy().items():
             self._meter.gauge(name, float(value))
+        for name, figure in self._feed.gauges().items():
+            self._meter.gauge(name, figure)
         return self._meter.snapshot()
 
     def _account(self, sampled: Sampled) -> None:

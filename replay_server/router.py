@@ -14,7 +14,7 @@ from replay_server.priorities import largest
 from replay_server.rate_limiter import RateLimiter, insert_limits
 from replay_server.sharding import allocate, importance_weights
 from starling.metrics import Clock, Meter
-from starling.state import State, require_same, rng_meta, set_rng
+from starling.state import State, rng_meta, set_rng
 from starling.types import ReplaySource, Sampled, SampleReply, SampleRequest, Ticket
 
 Changed = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -67,7 +67,9 @@ class Router:
         self._sizes = np.zeros(shards, np.int64)
         self._inserted = [0] * shards
         self._heard = [(0, 0)] * shards  # each shard's origin and own count, of which `_inserted` adds up the growth
+        self._silent: set[int] = set()  # shards that did not answer when they were last asked
         self._sampled = 0
+        self._settled = (0, 0)  # windows inserted and sampled before the contents were lost: no debt of anybody's
         self._takes_over = takes_over  # from a router that died: what was inserted until now is no debt
         self._strangers = set(range(shards))  # not heard yet
         self._largest_priority = 1.0
@@ -106,6 +108,7 @@ class Router:
             "sampled": self._sampled - back,
             "inserted": list(self._inserted),
             "heard": [list(heard) for heard in self._heard],
+            "settled": list(self._settled),
             "samples_per_insert": self._config.samples_per_insert,
             "largest_priority": self._largest_priority,
             "rng": rng_meta(self._rng),
@@ -113,34 +116,55 @@ class Router:
         return State(arrays, meta)
 
     def restore(self, state: State) -> None:
-        """Go on with an account, and drop what was fetched ahead; called when no shard owes an answer."""
+        """Go on with an account, and drop what was fetched ahead; called when no shard owes an answer.
+
+        The shards may be more or fewer than they were: then their windows have other keys, and what was said of the
+        old ones is forgotten.
+        """
         self._receive()
         assert not any(self._asked), "nothing may be in flight"
-        require_same("replay shards", len(state.meta["inserted"]), len(self._inserted))
         self._ready.clear()
-        self._masses, self._sizes = state.arrays["masses"].copy(), state.arrays["sizes"].copy()
-        for shard in range(len(self._changed)):
-            keys, priorities = (state.arrays[f"changed/{shard}/{name}"] for name in ("keys", "priorities"))
-            self._changed[shard] = [(keys, priorities)]
+        if len(state.meta["inserted"]) == len(self._inserted):
+            self._restore_shards(state)
+        else:
+            self._inserted[0] = sum(state.meta["inserted"])  # only the sum counts
         self._sampled = state.meta["sampled"]
-        self._inserted = list(state.meta["inserted"])
-        self._heard = [(origin, own) for origin, own in state.meta["heard"]]
+        inserted, sampled = state.meta.get("settled", (0, 0))
+        self._settled = inserted, sampled
         if state.meta["samples_per_insert"] != self._config.samples_per_insert:
-            self._sampled = self._limiter.settled(sum(self._inserted))  # a new ratio is no debt for what is past
+            self._owe_nothing()  # a new ratio is no debt for what is past
         self._largest_priority = state.meta["largest_priority"]
         set_rng(self._rng, state.meta["rng"])
 
+    def begin_anew(self) -> None:
+        """Wait for `min_windows` again, since what the shards held is lost; what was done stays counted."""
+        self._settled = sum(self._inserted), self._sampled
+        self._masses, self._sizes = np.zeros_like(self._masses), np.zeros_like(self._sizes)
+        self._heard = [(0, 0)] * len(self._heard)
+        self._changed = [[] for _ in self._changed]
+
     def stats(self) -> dict[str, Any]:
-        """Return what was sampled, and against how much was inserted."""
+        """Return what was sampled, against how much was inserted, and how many shards do not answer."""
+        inserted = sum(self._inserted)
         gauges = {
             "sampled": self._sampled,
-            "inserted": sum(self._inserted),
+            "inserted": inserted,
+            "samples_per_insert": self._sampled / max(1, inserted),
+            "degraded_shards": len(self._silent),
             "windows": int(self._sizes.sum()),
             "beta": self._config.beta_at(self._sampled),
         }
         for name, value in gauges.items():
             self._meter.gauge(name, value)
         return self._meter.snapshot()
+
+    def _restore_shards(self, state: State) -> None:
+        self._masses, self._sizes = state.arrays["masses"].copy(), state.arrays["sizes"].copy()
+        for shard in range(len(self._changed)):
+            keys, priorities = (state.arrays[f"changed/{shard}/{name}"] for name in ("keys", "priorities"))
+            self._changed[shard] = [(keys, priorities)]
+        self._inserted = list(state.meta["inserted"])
+        self._heard = [(origin, own) for origin, own in state.meta["heard"]]
 
     def _request(self) -> None:
         while self._has_room():
@@ -157,7 +181,8 @@ class Router:
     def _batches_allowed(self) -> int:
         if not self._sizes.any() or self._takes_over:
             return 0
-        windows = self._limiter.sampleable(sum(self._inserted), self._sampled)
+        inserted, sampled = self._settled
+        windows = self._limiter.sampleable(sum(self._inserted) - inserted, self._sampled - sampled)
         return min(self._batches_per_request, windows // self._batch_size)
 
     def _ask_for(self, batches: int) -> None:
@@ -178,7 +203,8 @@ class Router:
 
     def _insert_limits(self) -> list[int]:
         """Return each shard's limit, in its own count."""
-        limits = insert_limits(self._limiter.insert_limit(self._sampled), self._inserted)
+        inserted, sampled = self._settled
+        limits = insert_limits(inserted + self._limiter.insert_limit(self._sampled - sampled), self._inserted)
         shards = zip(limits, self._inserted, self._heard, strict=True)
         return [own + limit - inserted for limit, inserted, (_, own) in shards]
 
@@ -201,7 +227,9 @@ class Router:
             draw = self._asked[shard].popleft()
             if reply is None:
                 self._masses[shard], self._sizes[shard] = 0.0, 0
+                self._silent.add(shard)
             else:
+                self._silent.discard(shard)
                 self._hear(shard, reply)
             if draw is None:
                 continue
@@ -218,7 +246,11 @@ class Router:
         self._strangers.discard(shard)
         if self._takes_over and not self._strangers:
             self._takes_over = False
-            self._sampled = self._limiter.settled(sum(self._inserted))
+            self._owe_nothing()
+
+    def _owe_nothing(self) -> None:
+        inserted, sampled = self._settled
+        self._sampled = sampled + self._limiter.settled(sum(self._inserted) - inserted)
 
     def _assemble(self, draw: Draw) -> None:
         replies = [draw.replies[shard] for shard in range(len(self._asked))]
@@ -245,8 +277,9 @@ class Router:
         late = [f"replay_server[{shard}]" for shard, asked in enumerate(self._asked) if any(asked)]
         if late:
             return f"learner waits for {', '.join(late)}"
-        if inserted < config.min_windows:
-            return f"learner waits for windows: {inserted} of {config.min_windows} inserted"
+        fresh = inserted - self._settled[0]
+        if fresh < config.min_windows:
+            return f"learner waits for windows: {fresh} of {config.min_windows} inserted"
         if not self._sizes.any():
             return f"learner waits for windows: none left of {inserted} inserted, replay.capacity is too small"
         return (
@@ -278,16 +311,17 @@ def _batch(replies: list[SampleReply], weights: list[NDArray[np.float64]], parts
     pieces = [(reply, part) for reply, part in zip(replies, parts, strict=True) if part.start < part.stop]
     weight = np.concatenate([weight[part] for weight, part in zip(weights, parts, strict=True)])
     return Sampled(
-        columns=_joined([{name: c[:, part] for name, c in reply.columns.items()} for reply, part in pieces]),
+        columns=_joined([{name: c[:, part] for name, c in reply.columns.items()} for reply, part in pieces], axis=1),
         weights=(weight / weight.max()).astype(np.float32),
         ticket=Ticket(
             shards=np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts]),
             keys=np.concatenate([reply.keys[part] for reply, part in pieces]),
         ),
+        starts=_joined([{name: s[part] for name, s in reply.starts.items()} for reply, part in pieces], axis=0),
     )
 
 
-def _joined(parts: list[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def _joined(parts: list[Mapping[str, NDArray[Any]]], axis: int) -> dict[str, NDArray[Any]]:
     if len(parts) == 1:
         return dict(parts[0])
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts], axis=axis) for name in parts[0]}

@@ -1,31 +1,37 @@
 """One shard of the replay service: takes unrolls, keeps their steps, and serves prioritized windows over them."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.config import ReplayConfig
+from replay_server.inspection import figures
 from replay_server.priorities import largest, masses, usable
-from replay_server.storage import Storage, columns_of, row_bytes
+from replay_server.starts import Starts
+from replay_server.storage import Make, Storage, columns_of, new_arrays, row_bytes
 from replay_server.streams import Rows, Stream
 from replay_server.sum_tree import SumTree
 from starling.metrics import Clock, Meter
 from starling.spec import ArraySpec, Spec
 from starling.state import State, rng_meta, set_rng
-from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
+from starling.types import Columns, InsertReply, SampleReply, SampleRequest, Unroll
 from starling.windows import Window, completed
+
+KEY_BITS = 40  # more rows than one shard will see
+MAX_SILENT = 1024  # writers that are remembered although nothing of them is left
 
 
 class ReplayShard:
     """Keeps the newest steps and serves windows over them, in proportion to (priority + eps) ** alpha. Never waits.
 
-    Keys count rows and are never reused, so a priority that arrives after its window was overwritten is
-    recognised and dropped: the learner may be late, never wrong. A window has mass only while its first row is
-    alive, and the storage lets first rows go first. Nothing is refused for lack of credit: credit is advice, and
-    writers wait. A shard that takes a dead one's place begins at a `first_key` that no key of it can have reached, so
-    priorities for the dead one's windows are dropped too. Called from one thread.
+    Rows are numbered for ever, and a window's key is the number of its first row behind the shard's `origin`, which
+    no other incarnation of the shard has: so a priority that arrives after its window was overwritten is recognised
+    and dropped, and the learner may be late, never wrong. A window has mass only while all its rows are alive, the
+    frames of its first stack and its recurrent state included. Nothing is refused for lack of credit: credit is
+    advice, and writers wait. Called from one thread.
     """
 
     def __init__(
@@ -36,22 +42,31 @@ class ReplayShard:
         extra_columns: Mapping[str, ArraySpec],
         rng: np.random.Generator,
         clock: Clock,
-        first_key: int = 0,
+        origin: int = 0,
+        starts: Mapping[str, ArraySpec] = MappingProxyType({}),
     ) -> None:
         columns = columns_of(spec, extra_columns)
-        rows = config.shard_rows(row_bytes(columns))
+        rows = config.shard_rows(row_bytes(columns, window, starts))
         self._config = config
         self._window = window
         self._rng = rng
-        self._storage = Storage(rows, columns, first_key)
+        self._origin = origin
+        self._storage = Storage(rows, columns, window)
+        self._starts = Starts(rows, window.period, starts) if starts else None
         self._tree = SumTree(rows)
-        self._streams: dict[int, Stream] = {}
+        self._times_sampled = np.zeros(rows, np.uint32)
+        self._streams: dict[int, Stream] = {}  # the one that wrote last comes last
         self._size = 0  # windows alive
         self._inserted = 0  # windows ever
         self._insert_limit = -(-config.min_windows // config.shards)  # so that actors need not wait for the learner
         self._largest = 1.0
         self._learner = 0  # the newest generation of it that asked
         self._meter = Meter(clock)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The oldest row that is alive, and the next one."""
+        return self._storage.oldest, self._storage.end
 
     def insert(self, unroll: Unroll) -> InsertReply:
         """Store an unroll and the windows that it completes, unless it came before or its writer was replaced."""
@@ -60,16 +75,39 @@ class ReplayShard:
         if refusal:
             self._meter.count(refusal)
         else:
-            self._insert(unroll)
+            windows = self._store(unroll)
+            self._inserted += windows
+            self._meter.count("unrolls_inserted")
+            self._meter.count("windows_inserted", windows)
+            self._meter.count("env_steps", unroll.num_steps)
         self._meter.enter("idle")
         return InsertReply(credit=self.credit(), accepted=not refusal)
+
+    def fill(self, unroll: Unroll) -> tuple[int, int]:
+        """Store recorded data, which no account counts, and return its first row and how many rows there are."""
+        first = self._storage.end
+        self._store(unroll)
+        self._meter.count("unrolls_filled")
+        return first, self._storage.end - first
+
+    def refill(self, unroll: Unroll, first_row: int) -> None:
+        """Store an unroll again under the rows that it had; rows left out are nobody's."""
+        if first_row > self._storage.end:
+            nothing = np.empty(0, np.int64)
+            self._set_windows(self._making_room(first_row), nothing, np.empty(0))
+            self._storage.skip_to(first_row)
+        assert first_row == self._storage.end, "unrolls come back in the order of their rows"
+        self.fill(unroll)
 
     def credit(self) -> int:
         """Return how many windows this shard still takes; at 0 its writers wait."""
         return max(0, self._insert_limit - self._inserted)
 
-    def sample(self, request: SampleRequest) -> SampleReply:
-        """Set the priorities that the request brings, then draw its windows; a learner that was replaced gets none."""
+    def sample(self, request: SampleRequest, make: Make = new_arrays) -> SampleReply:
+        """Set the priorities that the request brings, then draw its windows; a learner that was replaced gets none.
+
+        The windows are gathered into the arrays that `make` returns.
+        """
         self._meter.enter("sampling")
         fenced_off = request.generation < self._learner
         if fenced_off:
@@ -82,54 +120,92 @@ class ReplayShard:
         counts = list(request.counts) if self._size and not fenced_off else [0] * len(request.counts)
         total = self._tree.total
         slots = self._tree.find(self._rng.random(sum(counts)) * total)
+        np.add.at(self._times_sampled, slots, np.uint32(1))  # a Python number would take the slow way
         reply = SampleReply(
             counts=counts,
-            columns=self._storage.gather(slots, self._window),
-            keys=self._storage.keys(slots),
+            columns=self._storage.gather(slots, make),
+            keys=self._storage.rows_in(slots) + (self._origin << KEY_BITS),
             probabilities=self._tree.get(slots) / total,
             mass=total,
             size=self._size,
             inserted=self._inserted,
-            origin=self._storage.first_key,
+            origin=self._origin,
+            starts=self._starts.gather(slots) if self._starts else {},
         )
         self._meter.count("windows_sampled", len(slots))
         self._meter.enter("idle")
         return reply
 
-    def state(self) -> State:
-        """Return every window that can be drawn, and the account.
-
-        No stream: whoever writes after a restart begins new ones, so windows that are not whole never will be.
-        """
-        alive = self._storage.slots(np.arange(self._storage.oldest, self._storage.end))
+    def index(self) -> State:
+        """Return all that is not in the unrolls themselves: their windows' masses, the account, and who wrote."""
+        oldest, end = self.rows
+        slots = self._storage.slots(np.arange(oldest, end))
+        arrays: Columns = {"masses": self._tree.get(slots), "times_sampled": self._times_sampled[slots]}
         meta = {
-            "size": self._size,
+            "first": oldest,
+            "end": end,
             "inserted": self._inserted,
             "insert_limit": self._insert_limit,
             "largest": self._largest,
             "rng": rng_meta(self._rng),
+            "origin": self._origin,
+            "writers": [[actor, stream.generation, stream.sequence] for actor, stream in self._streams.items()],
         }
-        return State({"masses": self._tree.get(alive)}, meta).and_(self._storage.state().within("storage"))
+        return State(arrays, meta)
+
+    def adopt(self, index: State, account: bool, writers: bool) -> None:
+        """Lay an index over the unrolls that were stored again; rows that it does not know stay as they are.
+
+        With its `account` the shard goes on with the same numbers, the random ones included. With its `writers` it
+        knows what they had sent; without, whoever writes begins a new stream.
+        """
+        first = index.meta["first"]
+        known = np.arange(max(first, self._storage.oldest), min(index.meta["end"], self._storage.end))
+        self.set_masses(known, index.arrays["masses"][known - first])
+        self._times_sampled[self._storage.slots(known)] = index.arrays["times_sampled"][known - first]
+        if account:
+            self._inserted, self._insert_limit = index.meta["inserted"], index.meta["insert_limit"]
+            self._largest = index.meta["largest"]
+            set_rng(self._rng, index.meta["rng"])
+        self._streams = self._with(index.meta["writers"]) if writers else {}
+
+    def state(self) -> State:
+        """Return every window that can be drawn, and the account."""
+        return self.index().and_(self._storage.state().within("storage"))
 
     def restore(self, state: State) -> None:
         """Hold what another shard of the same settings held."""
         self._storage.restore(state.under("storage"))
-        alive = self._storage.slots(np.arange(self._storage.oldest, self._storage.end))
-        masses = np.zeros(self._storage.capacity)
-        masses[alive] = state.arrays["masses"]
-        self._tree.set(np.arange(self._storage.capacity), masses)
-        self._streams = {}
-        self._size, self._inserted = state.meta["size"], state.meta["inserted"]
-        self._insert_limit, self._largest = state.meta["insert_limit"], state.meta["largest"]
-        set_rng(self._rng, state.meta["rng"])
+        slots = self._storage.slots(np.arange(*self.rows))
+        self._set_windows(np.arange(self._storage.capacity), slots, state.arrays["masses"])
+        self._size = int(np.count_nonzero(state.arrays["masses"]))
+        self.adopt(state, account=True, writers=False)
+
+    def set_masses(self, rows: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
+        """Set the masses of windows by their first rows; rows that begin no window here stay without."""
+        slots = self._storage.slots(rows)
+        there = (rows >= self._storage.oldest) & (rows < self._storage.end) & (masses > 0.0)
+        there &= self._tree.get(slots) > 0.0
+        self._tree.set(slots[there], masses[there])
 
     def stats(self) -> dict[str, Any]:
         """Return what this shard has done and holds."""
-        for name, value in (("windows", self._size), ("mass", self._tree.total), ("credit", self.credit())):
+        oldest, end = self.rows
+        gauges = {
+            "windows": self._size,
+            "mass": self._tree.total,
+            "credit": self.credit(),
+            "rows": end - oldest,
+            "capacity": self._storage.capacity,
+            "bytes": self._bytes(end - oldest),
+            "writers": len(self._streams),
+        }
+        more, histograms = figures(self._tree.leaves, self._storage.at, self._times_sampled)
+        for name, value in {**gauges, **more}.items():
             self._meter.gauge(name, value)
-        self._meter.gauge("rows", self._storage.end - self._storage.oldest)
-        self._meter.gauge("capacity", self._storage.capacity)
-        return self._meter.snapshot()
+        stats = self._meter.snapshot()
+        stats["histograms"] |= histograms
+        return stats
 
     def _refusal(self, unroll: Unroll) -> str:
         stream = self._streams.get(unroll.actor)
@@ -139,22 +215,36 @@ class ReplayShard:
             return "unrolls_fenced_off"
         return "unrolls_repeated" if stream.has_seen(unroll) else ""
 
-    def _insert(self, unroll: Unroll) -> None:
+    def _store(self, unroll: Unroll) -> int:
+        """Store an unroll, and return how many windows it made whole."""
+        storage = self._storage
+        lost = self._making_room(storage.end + unroll.num_steps + len(unroll.final_at))
         carried = self._carried(unroll)
-        first = self._storage.end
-        rows = Rows.of(unroll, self._storage.append(unroll))
-        num_carried = 0
+        rows = Rows.of(unroll, storage.append(unroll))
+        if self._starts is not None:
+            lost = np.union1d(lost, self._keep_states(self._starts, unroll, rows))
         if carried is not None:
-            num_carried = len(carried.keys)
             goes_on = carried.acted[-1] & ~carried.ended[-1]
-            self._storage.link(carried.keys[-1, goes_on], rows.keys[0, goes_on])
+            storage.link(carried.numbers[-1, goes_on], rows.numbers[0, goes_on])
             rows = carried.then(rows)
-        windows = completed(self._window, rows.acted, rows.ended, rows.age, num_carried)
-        priorities = self._given_priorities(unroll, len(rows.keys))[windows.row, windows.copy]
-        self._add_windows(first, rows.keys[windows.row, windows.copy], priorities)
-        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, rows.tail(self._window.length))
-        self._meter.count("unrolls_inserted")
-        self._meter.count("env_steps", unroll.num_steps)
+        begun, priorities = self._completed(unroll, rows, 0 if carried is None else len(carried.numbers))
+        self._set_windows(lost, storage.slots(begun), self._masses_of_new(priorities))
+        self._remember(unroll, rows)
+        return len(begun)
+
+    def _making_room(self, end: int) -> NDArray[np.int64]:
+        """Return the slots that lose their window when the rows up to `end` are there, also to those rows."""
+        storage = self._storage
+        slots = storage.slots(np.arange(max(storage.end, end - storage.capacity), end))
+        if self._window.stack == 1:
+            return slots
+        return np.concatenate([slots, storage.slots(storage.orphans(end))])
+
+    def _keep_states(self, starts: Starts, unroll: Unroll, rows: Rows) -> NDArray[np.int64]:
+        """Store the recurrent states of an unroll, and return the slots of those that made room."""
+        numbers = rows.numbers.reshape(-1)[unroll.start_at]
+        lost = starts.append(numbers, self._storage.slots(numbers), unroll.starts)
+        return self._storage.slots(lost[lost >= self._storage.oldest])
 
     def _carried(self, unroll: Unroll) -> Rows | None:
         stream = self._streams.get(unroll.actor)
@@ -165,36 +255,93 @@ class ReplayShard:
         self._meter.count("streams_cut")  # its open windows would span what is missing
         return None
 
-    def _given_priorities(self, unroll: Unroll, num_rows: int) -> NDArray[np.float64]:
-        """Align from the end: after a cut the actor still counts in rows that are carried no more."""
-        priorities = np.full((num_rows, unroll.columns["acted"].shape[1]), np.nan)
-        if unroll.priorities is not None:
-            known = unroll.priorities[-num_rows:]
-            priorities[num_rows - len(known) :] = known
-        return priorities
+    def _completed(self, unroll: Unroll, rows: Rows, carried: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the first rows of the windows that became whole, and their priorities, NaN where nobody knows."""
+        skipped = max(0, carried - self._window.length)  # rows in which only the earlier frames of a stack lie
+        _, acted, ended, age = rows.since(skipped)
+        row, copy, _ = completed(self._window, acted, ended, age, carried - skipped)
+        row = row + skipped
+        begun = rows.numbers[row, copy]
+        there = self._earliest(rows, row, copy) >= self._storage.oldest
+        if self._starts is not None:
+            there &= self._starts.has(begun, self._storage.slots(begun))
+        if not there.all():
+            self._meter.count("windows_lost", int(np.count_nonzero(~there)))
+            row, copy, begun = row[there], copy[there], begun[there]
+        return begun, _given_priorities(unroll, len(rows.numbers))[row, copy]
 
-    def _add_windows(self, first: int, starts: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
-        """Give windows their mass, and take it from the windows whose first row was overwritten."""
+    def _earliest(self, rows: Rows, row: NDArray[np.intp], copy: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return of windows the first row that they need, -1 where it is none of these rows."""
+        if self._window.stack == 1:
+            return rows.numbers[row, copy]
+        row = row - np.minimum(rows.age[row, copy], self._window.stack - 1)
+        return np.where(row >= 0, rows.numbers[np.maximum(row, 0), copy], -1)
+
+    def _masses_of_new(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
         known = usable(priorities)
+        if known.all():
+            self._largest = max(self._largest, float(priorities.max(initial=0.0)))
+            return self._masses(priorities)
         self._meter.count("priorities_refused", int(np.count_nonzero(~known & ~np.isnan(priorities))))
         self._largest = largest(priorities, self._largest)
-        alive = starts >= self._storage.oldest
-        fresh = self._masses(np.where(known, priorities, self._largest)[alive])
-        written = self._storage.slots(np.arange(first, self._storage.end))
-        self._size += len(fresh) - int(np.count_nonzero(self._tree.get(written)))
-        leaves = np.concatenate([written, self._storage.slots(starts[alive])])  # of a leaf given twice the last counts
-        self._tree.set(leaves, np.concatenate([np.zeros(len(written)), fresh]))
-        self._inserted += len(starts)
-        self._meter.count("windows_inserted", len(starts))
+        return self._masses(np.where(known, priorities, self._largest))
+
+    def _set_windows(self, lost: NDArray[np.int64], begun: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
+        """Take the mass of slots, each given once, and then give windows theirs."""
+        self._size += len(begun) - int(np.count_nonzero(self._tree.get(lost)))
+        slots = np.concatenate([lost, begun])  # of a leaf given twice the last counts
+        given = np.zeros(len(slots))
+        given[len(lost) :] = masses
+        self._times_sampled[begun] = 0
+        self._tree.set(slots, given)
+
+    def _remember(self, unroll: Unroll, rows: Rows) -> None:
+        """Keep what later unrolls of this writer need, and forget the one that was silent for longest."""
+        self._streams.pop(unroll.actor, None)
+        tail = rows.tail(self._window.length + self._window.stack - 1).copy()
+        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, tail)
+        for actor in list(self._streams)[: len(self._streams) - MAX_SILENT]:
+            if self._streams[actor].newest < self._storage.oldest:
+                del self._streams[actor]
+
+    def _with(self, writers: list[list[int]]) -> dict[int, Stream]:
+        """Return the streams of an index, and then those that wrote after it."""
+        later, streams = dict(self._streams), {}
+        for actor, generation, sequence in writers:
+            own = later.get(actor)
+            if own is not None and own[:2] > (generation, sequence):
+                continue
+            same = own is not None and own[:2] == (generation, sequence)
+            streams[actor] = Stream(generation, sequence, own.rows if own is not None and same else None)
+            later.pop(actor, None)
+        return streams | later
 
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
-        slots = self._storage.slots(keys)
-        alive = (keys >= self._storage.oldest) & (keys < self._storage.end) & (self._tree.get(slots) > 0.0)
+        rows = keys - (self._origin << KEY_BITS)  # of another origin: below the oldest one, or beyond the end
+        slots = self._storage.slots(rows)
+        alive = (rows >= self._storage.oldest) & (rows < self._storage.end) & (self._tree.get(slots) > 0.0)
         fit = usable(priorities)
-        self._meter.count("priorities_late", int(np.count_nonzero(~alive)))
-        self._meter.count("priorities_refused", int(np.count_nonzero(~fit)))
-        fit &= alive
-        self._tree.set(slots[fit], self._masses(priorities[fit]))
+        both = alive & fit
+        if not both.all():
+            self._meter.count("priorities_late", int(np.count_nonzero(~alive)))
+            self._meter.count("priorities_refused", int(np.count_nonzero(~fit)))
+            slots, priorities = slots[both], priorities[both]
+        self._tree.set(slots, self._masses(priorities))
 
     def _masses(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
         return masses(priorities, self._config.alpha, self._config.eps)
+
+    def _bytes(self, rows: int) -> int:
+        """Return how much memory the rows take that are there; what was never written takes none."""
+        arrays = self._storage.nbytes + self._tree.nbytes + self._times_sampled.nbytes
+        arrays += self._starts.nbytes if self._starts is not None else 0
+        return arrays * rows // self._storage.capacity
+
+
+def _given_priorities(unroll: Unroll, num_rows: int) -> NDArray[np.float64]:
+    """Align from the end: after a cut the actor still counts in rows that are carried no more."""
+    priorities = np.full((num_rows, unroll.columns["acted"].shape[1]), np.nan)
+    if unroll.priorities is not None:
+        known = unroll.priorities[-num_rows:]
+        priorities[num_rows - len(known) :] = known
+    return priorities

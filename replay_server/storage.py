@@ -1,18 +1,29 @@
 """The ring in which a shard keeps steps: every observation once, in preallocated columns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from replay_server import starts
 from starling.errors import check
 from starling.spec import ArraySpec, Spec
 from starling.state import State, require_same
 from starling.types import Array, Columns, Unroll
 from starling.windows import Window
 
-OVERHEAD_BYTES = 4 + 16  # the link to the next row, and the row's share of the sum tree
+LINK_BYTES = 4
+SHARE_BYTES = 16 + 4  # a row's share of the sum tree, and the count of its draws
 MAX_ROWS = 2**31 - 1  # links are int32
+
+Make = Callable[[Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]], Columns]
+"""Returns arrays of these shapes and types, for somebody else to fill"""
+
+
+def new_arrays(entries: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Columns:
+    """Return arrays in memory of their own."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in entries.items()}
 
 
 def columns_of(spec: Spec, extra: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
@@ -28,112 +39,205 @@ def columns_of(spec: Spec, extra: Mapping[str, ArraySpec]) -> dict[str, ArraySpe
     }
 
 
-def row_bytes(columns: Mapping[str, ArraySpec]) -> int:
-    """Return what one row costs, everything included."""
-    return sum(column.nbytes for column in columns.values()) + OVERHEAD_BYTES
+def row_bytes(
+    columns: Mapping[str, ArraySpec], window: Window | None = None, states: Mapping[str, ArraySpec] | None = None
+) -> int:
+    """Return what one row costs, everything included, also its share of the recurrent states."""
+    window, states = window or Window(), states or {}
+    own = sum(column.nbytes for column in columns.values())
+    own += LINK_BYTES * (1 + (window.stack > 1)) + (window.burn_in > 0) + SHARE_BYTES
+    if states:
+        entry = sum(state.nbytes for state in states.values()) + starts.ENTRY_BYTES
+        own += starts.ROW_BYTES + -(-entry * min(2, window.period) // window.period)
+    return own
 
 
 class Storage:
     """The newest `capacity` rows; the oldest ones make room.
 
     A row is a step, or the observation after an episode's last step. Rows are numbered as they come and a number
-    is never used again: that is a row's key, it lies in slot `key % capacity`, and it is alive until the row
-    that is `capacity` younger is written. Each row knows the slot of the row with the next observation, which is
-    always younger than itself: so while a window's first row is alive, all of them are.
+    is never used again: row r lies in slot `r % capacity`, and it is alive until the row that is `capacity` younger
+    is written. Each row knows the slot of the row with the next observation, which is always younger than itself:
+    so while a window's first row is alive, all of them are. For frame stacks each row knows the one before it too.
 
     The last row of an episode and the newest one of a stream have nothing behind them and link to themselves. As
     the former holds zeros but for its observation, a window that stays there reads as padding.
     """
 
-    def __init__(self, capacity: int, columns: Mapping[str, ArraySpec], first_key: int = 0) -> None:
+    def __init__(self, capacity: int, columns: Mapping[str, ArraySpec], window: Window) -> None:
         check(capacity <= MAX_ROWS, f"replay.capacity must be <= {MAX_ROWS} steps in each shard, got {capacity}")
         self.capacity = capacity
-        self.end = first_key  # the key of the next row
-        self.first_key = first_key
+        self.end = 0  # the next row
+        self._begin = 0  # the first row that ever was
+        self._window = window
         self._columns = {name: spec.zeros(capacity) for name, spec in columns.items()}  # untouched pages cost nothing
         self._next = np.zeros(capacity, np.int32)
+        self._previous = np.zeros(capacity if window.stack > 1 else 0, np.int32)
+        self._opens = np.zeros(capacity if window.burn_in else 0, bool)  # the row begins an episode
 
     @property
     def oldest(self) -> int:
-        """The smallest key that is alive."""
-        return max(self.first_key, self.end - self.capacity)
+        """The smallest row that is alive."""
+        return max(self._begin, self.end - self.capacity)
 
-    def slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        columns = sum(column.nbytes for column in self._columns.values())
+        return columns + self._next.nbytes + self._previous.nbytes + self._opens.nbytes
+
+    def slots(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where rows lie."""
-        return keys % self.capacity
+        return rows % self.capacity
 
-    def keys(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_in(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which rows lie in slots that have been written."""
         newest = self.end - 1
         return newest - (newest - slots) % self.capacity
 
+    def at(self, name: str, slots: NDArray[np.int64] | slice) -> Array:
+        """Return one column's values."""
+        values: Array = self._columns[name][slots]
+        return values
+
+    def skip_to(self, row: int) -> None:
+        """Go on with this row; those between are nobody's, and lead nowhere."""
+        assert row >= self.end, "rows only grow"
+        if self.end == self._begin:
+            self._begin = row
+        skipped = self.slots(np.arange(max(self.end, row - self.capacity), row))
+        self._next[skipped] = skipped
+        self.end = row
+
+    def orphans(self, end: int) -> NDArray[np.int64]:
+        """Return the rows that will live on without all frames of their stacks when the rows up to `end` are there."""
+        if self._window.stack == 1:
+            return np.empty(0, np.int64)
+        oldest = end - self.capacity
+        slots = self.slots(np.arange(self.oldest, min(oldest, self.end)))
+        reached = []
+        for _ in range(self._window.stack - 1):
+            slots = self._next[slots].astype(np.int64)
+            reached.append(self.rows_in(slots))
+        rows = np.unique(np.concatenate(reached))
+        return rows[rows >= oldest]
+
     def append(self, unroll: Unroll) -> NDArray[np.int64]:
         """Write the real steps of an unroll in the order of time, then its final observations.
 
-        Returns the key of each step, `[T, E]`; those of autoreset rows mean nothing.
+        Returns the row of each step, `[T, E]`; those of autoreset rows mean nothing.
         """
-        acted = unroll.columns["acted"]
-        steps, finals = int(np.count_nonzero(acted)), len(unroll.final_at)
-        self._refuse_more_than_fits(steps + finals)
-        which = None if steps == acted.size else np.flatnonzero(acted)
-        first, last = self.end, self.end + steps
+        acted, final_at = unroll.columns["acted"], unroll.final_at
+        which = None if acted.all() else np.flatnonzero(acted)
+        first = self.end
+        last = first + (acted.size if which is None else len(which))
+        self._refuse_more_than_fits(last + len(final_at) - first)
+        self.end = last + len(final_at)
+        rows = first + (np.arange(acted.size) if which is None else np.cumsum(acted) - 1).reshape(acted.shape)
+        finals = np.arange(last, self.end)
+        steps_in, finals_in = self._spans(first, last), self._spans(last, self.end)
         for name, column in self._columns.items():
-            self._write(column, first, _rows(unroll.columns[name], which))
-            final = unroll.final_obs if name == "obs" else np.zeros((finals, *column.shape[1:]), column.dtype)
-            self._write(column, last, final)
-        keys = (first + np.cumsum(acted) - 1).reshape(acted.shape)
-        following = np.concatenate([keys[1:], keys[-1:]])
-        final_keys = last + np.arange(finals)
-        following.reshape(-1)[unroll.final_at] = final_keys
-        self._write(self._next, first, _rows(self.slots(following), which))
-        self._write(self._next, last, self.slots(final_keys))
-        self.end = last + finals
-        return keys
+            _write(column, steps_in, _flat(unroll.columns[name], which))
+            if name == "obs":
+                _write(column, finals_in, unroll.final_obs)
+            else:
+                for there, _ in finals_in:
+                    column[there] = 0
+        following = np.empty_like(rows)
+        following[:-1], following[-1] = rows[1:], rows[-1]
+        following.reshape(-1)[final_at] = finals
+        _write(self._next, steps_in, self.slots(_flat(following, which)))
+        _write(self._next, finals_in, self.slots(finals))
+        self._append_ages(unroll, rows, which)
+        return rows
 
-    def link(self, keys: NDArray[np.int64], following: NDArray[np.int64]) -> None:
+    def link(self, rows: NDArray[np.int64], following: NDArray[np.int64]) -> None:
         """Say for rows, dead ones among them, which rows hold their next observation."""
-        alive = keys >= self.oldest
-        self._next[self.slots(keys[alive])] = self.slots(following[alive])
+        alive = rows >= self.oldest
+        slots, following = self.slots(rows[alive]), self.slots(following[alive])
+        self._next[slots] = following
+        if self._window.stack > 1:
+            self._previous[following] = slots
 
-    def gather(self, slots: NDArray[np.int64], window: Window) -> Columns:
+    def gather(self, slots: NDArray[np.int64], make: Make = new_arrays) -> Columns:
         """Return the windows that begin at these slots, time-major `[L, n, ...]`, behind their end padded with zeros.
 
         `obs` is `[L + 1, n, ...]` or, of the window's ends only, `[2, n, ...]`; behind the end it repeats the
-        observation after the last step.
+        observation after the last step. With stacks it holds frames, as the window says.
         """
-        rows = np.empty((window.length + 1, len(slots)), np.int64)
-        rows[0] = slots
-        for step in range(window.length):
-            rows[step + 1] = self._next.take(rows[step])
-        steps = rows[:-1]
-        columns = {name: _take(column, steps) for name, column in self._columns.items() if name != "obs"}
-        columns["obs"] = _take(self._columns["obs"], rows if window.every_obs else rows[[0, -1]])
-        columns["valid"] = rows[1:] != steps
-        return columns
+        length, burn_in = self._window.length, self._window.burn_in
+        chain = np.empty((length + 1, len(slots)), np.intp)
+        chain[0] = slots
+        for step in range(length):
+            chain[step + 1] = self._next.take(chain[step], mode="clip")
+        steps = chain[:-1]
+        places = {name: steps for name in self._columns} | {"obs": self._frames(chain)}
+        entries = {
+            name: (at.shape + self._columns[name].shape[1:], self._columns[name].dtype) for name, at in places.items()
+        }
+        flags = ("valid", "learn") if burn_in else ("valid",)
+        arrays = make(entries | {name: (steps.shape, np.dtype(bool)) for name in flags})
+        for name, at in places.items():
+            # the default mode is half as fast with frames, and copies what goes to `out` twice
+            self._columns[name].take(at, axis=0, mode="clip", out=arrays[name])
+        np.not_equal(chain[1:], steps, out=arrays["valid"])
+        if burn_in:
+            learn = self._opens[slots] | (np.arange(length)[:, None] >= burn_in)
+            np.logical_and(arrays["valid"], learn, out=arrays["learn"])
+        return arrays
 
     def state(self) -> State:
         """Return the rows that are alive, the oldest first."""
         slots = self.slots(np.arange(self.oldest, self.end))
         arrays = {name: column[slots] for name, column in self._columns.items()}
-        meta = {"capacity": self.capacity, "first_key": self.first_key, "end": self.end}
+        meta = {"capacity": self.capacity, "begin": self._begin, "end": self.end}
         return State({"next": self._next[slots]}, meta).and_(State(arrays).within("columns"))
 
     def restore(self, state: State) -> None:
-        """Hold the rows of another storage of the same size, under their keys."""
+        """Hold the rows of another storage of the same size."""
         columns = state.under("columns").arrays
         require_same("rows of a shard", state.meta["capacity"], self.capacity)
         require_same("stored columns", _kinds(columns), _kinds(self._columns))
-        self.first_key, self.end = state.meta["first_key"], state.meta["end"]
+        self._begin, self.end = state.meta["begin"], state.meta["end"]
         slots = self.slots(np.arange(self.oldest, self.end))
         for name, column in self._columns.items():
             column[slots] = columns[name]
         self._next[slots] = state.arrays["next"]
 
-    def _write(self, column: Array, first: int, rows: Array) -> None:
-        start = first % self.capacity
-        fit = min(len(rows), self.capacity - start)
-        column[start : start + fit] = rows[:fit]
-        column[: len(rows) - fit] = rows[fit:]
+    def _frames(self, chain: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the slots of the observations that a window is served with."""
+        window = self._window
+        if window.stack == 1:
+            return chain if window.every_obs else chain[:: window.length]
+        first = self._stack(chain[0])
+        if window.every_obs or window.length == 1:
+            return np.concatenate([first[:-1], chain])
+        return np.concatenate([first, self._stack(chain[-1])])
+
+    def _stack(self, slots: NDArray[np.intp]) -> NDArray[np.intp]:
+        stack = np.empty((self._window.stack, len(slots)), np.intp)
+        stack[-1] = slots
+        for before in range(self._window.stack - 1, 0, -1):
+            stack[before - 1] = self._previous[stack[before]]
+        return stack
+
+    def _append_ages(self, unroll: Unroll, rows: NDArray[np.int64], which: NDArray[np.intp] | None) -> None:
+        """Note what lies before the rows of an unroll in their episodes."""
+        if self._window.burn_in:
+            self._opens[self.slots(_flat(rows, which))] = _flat(unroll.columns["age"], which) == 0
+        if self._window.stack > 1:
+            before = rows.copy()
+            np.copyto(before[1:], rows[:-1], where=unroll.columns["age"][1:] > 0)
+            self._previous[self.slots(_flat(rows, which))] = self.slots(_flat(before, which))
+            finals = np.arange(self.end - len(unroll.final_at), self.end)
+            self._previous[self.slots(finals)] = self.slots(rows.reshape(-1)[unroll.final_at])
+
+    def _spans(self, first: int, end: int) -> list[tuple[slice, slice]]:
+        """Return where consecutive rows lie, and which of them lie there: one piece, or two at the ring's seam."""
+        start, count = first % self.capacity, end - first
+        fit = min(count, self.capacity - start)
+        head = (slice(start, start + fit), slice(0, fit))
+        return [head] if fit == count else [head, (slice(0, count - fit), slice(fit, count))]
 
     def _refuse_more_than_fits(self, rows: int) -> None:
         check(
@@ -146,10 +250,11 @@ def _kinds(columns: Columns) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (column.dtype.str, column.shape[1:]) for name, column in sorted(columns.items())}
 
 
-def _rows(column: Array, which: NDArray[np.intp] | None) -> Array:
+def _write(column: Array, spans: list[tuple[slice, slice]], rows: Array) -> None:
+    for there, here in spans:
+        column[there] = rows[here]
+
+
+def _flat(column: Array, which: NDArray[np.intp] | None) -> Array:
     flat = column.reshape(-1, *column.shape[2:])
     return flat if which is None else flat.take(which, axis=0)
-
-
-def _take(column: Array, slots: NDArray[np.int64]) -> Array:
-    return column.take(slots, axis=0, mode="clip")  # the default mode is half as fast with frames

@@ -9,25 +9,25 @@ from starling.types import Unroll
 
 
 class Rows(NamedTuple):
-    """Consecutive rows of an actor's copies: where they are stored, and what `starling.windows` asks of them."""
+    """Consecutive rows of an actor's copies: which rows of the storage, and what `starling.windows` asks of them."""
 
-    keys: NDArray[np.int64]  # [R, E]
+    numbers: NDArray[np.int64]  # [R, E]
     acted: NDArray[np.bool_]  # [R, E]
     ended: NDArray[np.bool_]  # [R, E]
     age: NDArray[np.integer]  # [R, E]
 
     @staticmethod
-    def of(unroll: Unroll, keys: NDArray[np.int64]) -> "Rows":
-        """Return the rows of an unroll, stored under `keys`."""
+    def of(unroll: Unroll, numbers: NDArray[np.int64]) -> "Rows":
+        """Return the rows of an unroll, stored under these numbers."""
         columns = unroll.columns
         ended = columns["acted"] & (columns["terminated"] | columns["truncated"])
         assert len(unroll.final_at) == np.count_nonzero(ended), "each ended step needs its final observation"
-        return Rows(keys, columns["acted"], ended, columns["age"])
+        return Rows(numbers, columns["acted"], ended, columns["age"])
 
     def then(self, later: "Rows") -> "Rows":
         """Return these rows and those after them."""
         return Rows(
-            np.concatenate([self.keys, later.keys]),
+            np.concatenate([self.numbers, later.numbers]),
             np.concatenate([self.acted, later.acted]),
             np.concatenate([self.ended, later.ended]),
             np.concatenate([self.age, later.age]),
@@ -35,7 +35,15 @@ class Rows(NamedTuple):
 
     def tail(self, count: int) -> "Rows":
         """Return the last `count` rows, or what there is."""
-        return Rows(self.keys[-count:], self.acted[-count:], self.ended[-count:], self.age[-count:])
+        return self.since(max(0, len(self.numbers) - count))
+
+    def since(self, row: int) -> "Rows":
+        """Return the rows from this one on."""
+        return Rows(self.numbers[row:], self.acted[row:], self.ended[row:], self.age[row:])
+
+    def copy(self) -> "Rows":
+        """Return the same in arrays of their own, so that a silent stream holds no buffer of its last unroll."""
+        return Rows(self.numbers.copy(), self.acted.copy(), self.ended.copy(), self.age.copy())
 
 
 class Stream(NamedTuple):
@@ -43,7 +51,12 @@ class Stream(NamedTuple):
 
     generation: int
     sequence: int
-    rows: Rows
+    rows: Rows | None  # None: nothing of it is here
+
+    @property
+    def newest(self) -> int:
+        """The newest row that windows may begin in, or -1."""
+        return int(self.rows.numbers.max()) if self.rows is not None else -1
 
     def goes_on_with(self, unroll: Unroll) -> bool:
         """Say whether nothing is missing between the newest unroll and this one."""

@@ -1,58 +1,95 @@
 """A sum tree in numpy: draws leaves in proportion to their masses, hundreds at a time."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
 Leaves = NDArray[np.integer]
 
+TOP = 1024  # nodes that are added up one after the other: that costs less than ten levels above them would
+DENSE = 16  # nodes side by side cost as much as one that must be looked up
+
 
 class SumTree:
-    """Masses at the leaves and, above every two, their sum.
+    """Masses at the leaves and, above every two, their sum, until few nodes are left.
 
     A node is always recomputed from its children and never adjusted, so the sums do not drift, however
-    many changes came before.
+    many changes came before, and equal leaves make equal trees.
     """
 
     def __init__(self, num_leaves: int) -> None:
-        self._width = 1 << (num_leaves - 1).bit_length()
-        self._nodes = np.zeros(2 * self._width)  # the root is at 1, the children of i at 2 i and 2 i + 1
-        self._pairs = self._nodes.reshape(-1, 2)  # row i holds the children of i
+        self._levels = [np.zeros(num_leaves + num_leaves % 2)]  # untouched pages cost nothing
+        while (width := len(self._levels[-1])) > TOP:
+            self._levels.append(np.zeros(width // 2 + width // 2 % 2))
+        self._edges = np.zeros(len(self._levels[-1]) + 1)  # the running sums of the top
+        self._stale = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all levels."""
+        return sum(level.nbytes for level in self._levels)
+
+    @property
+    def leaves(self) -> NDArray[np.float64]:
+        """All masses, for reading."""
+        return self._levels[0]
 
     @property
     def total(self) -> float:
         """The sum of all leaves."""
-        return float(self._nodes[1])
+        return float(self._running_sums()[-1])
 
     def get(self, leaves: Leaves) -> NDArray[np.float64]:
         """Return the masses of leaves."""
-        return self._nodes.take(leaves + self._width)
+        return self._levels[0].take(leaves, mode="clip")
 
-    def set(self, leaves: Leaves, masses: NDArray[np.float64]) -> None:
+    def set(self, leaves: Leaves, masses: NDArray[np.float64] | float) -> None:
         """Set the masses of leaves, each finite and >= 0; of a leaf given twice, the last one counts."""
-        nodes = leaves + self._width
-        self._nodes[nodes] = masses
-        width = self._width
-        while width > 1 and width > len(nodes):
-            width >>= 1
-            nodes = nodes >> 1
-            children = self._pairs.take(nodes, axis=0)
-            self._nodes[nodes] = children[:, 0] + children[:, 1]
-        while width > 1:  # a level narrower than the change is cheaper to add up whole
-            width >>= 1
-            children = self._pairs[width : 2 * width]
-            np.add(children[:, 0], children[:, 1], out=self._nodes[width : 2 * width])
+        if not leaves.size:
+            return
+        self._levels[0][leaves] = masses
+        self._stale = True
+        low, high = int(leaves.min()), int(leaves.max())
+        for below, level in pairwise(self._levels):
+            low, high = low >> 1, high >> 1
+            if high - low < DENSE * leaves.size:  # what lies between is added up again, which changes nothing
+                both = below[2 * low : 2 * high + 2]
+                np.add(both[::2], both[1::2], out=level[low : high + 1])
+            else:
+                leaves = leaves >> 1
+                pairs = below.reshape(-1, 2).take(leaves, axis=0, mode="clip")
+                level[leaves] = pairs[:, 0] + pairs[:, 1]
 
     def find(self, prefix_sums: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return for each number in [0, total) the leaf at which the running sum first exceeds it.
 
         Never a leaf without mass while the total is positive, wherever rounding puts the number.
         """
-        rest = np.array(prefix_sums, np.float64)
-        nodes = np.ones(len(rest), np.int64)
-        for _ in range(self._width.bit_length() - 1):
-            children = self._pairs.take(nodes, axis=0)
-            left = children[:, 0]
-            right = (rest >= left) & (children[:, 1] > 0.0)
-            rest -= left * right
-            nodes = 2 * nodes + right
-        return nodes - self._width
+        edges = self._running_sums()
+        rest = np.minimum(prefix_sums, np.nextafter(edges[-1], 0.0))
+        nodes: NDArray[np.int64] = edges[1:].searchsorted(rest, side="right")
+        rest -= edges.take(nodes, mode="clip")
+        for level in self._levels[-2::-1]:
+            nodes += nodes
+            left = level.take(nodes, mode="clip")
+            right = rest >= left
+            nodes += right
+            left *= right
+            rest -= left
+        self._step_back(nodes)
+        return nodes
+
+    def _running_sums(self) -> NDArray[np.float64]:
+        if self._stale:
+            np.cumsum(self._levels[-1], out=self._edges[1:])
+            self._stale = False
+        return self._edges
+
+    def _step_back(self, found: NDArray[np.int64]) -> None:
+        """Rounding may lead past the last mass below a node: then that is the leaf."""
+        masses = self.get(found)
+        if masses.all() or not self.total:
+            return
+        for index in np.flatnonzero(masses == 0.0):
+            found[index] = np.flatnonzero(self._levels[0][: found[index]])[-1]

@@ -25,8 +25,19 @@ NAMES = (
     "checkpoint.between_pointers",
     "checkpoint.before_prune",
     "checkpoint.between_prunes",
+    "replay.before_record",
+    "replay.mid_record",
+    "replay.after_record",
+    "replay.before_index",
+    "replay.before_snapshot_rename",
+    "replay.after_snapshot_rename",
+    "replay.before_retire",
+    "replay.before_prune",
+    "replay.before_live_rename",
+    "replay.between_live_renames",
+    "replay.after_live_rename",
 )
-"""Every durable step of a run, in the order in which one comes by"""
+"""Every durable step of a run, and of a shard of its replay, in the order in which one comes by"""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """What a role did and where its time went: counters, gauges, histograms, and time by named state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -68,6 +68,14 @@ class Meter:
             "gauges": dict(self._gauges),
             "histograms": {name: counts.tolist() for name, counts in self._histograms.copy().items()},
         }
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """Whoever says what it did."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return a Meter's snapshot."""
 
 
 def quantile(counts: ArrayLike, q: float) -> float:

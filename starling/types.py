@@ -59,7 +59,8 @@ class Batch:
     """Windows (or unrolls) stacked time-major for one update; tensors on the learner's device.
 
     `obs` is `[L + 1, B, ...]`, or `[2, B, ...]` when the window serves only its ends. `obs[-1]` is the observation
-    after the last *valid* step, also where an episode's end made the window shorter.
+    after the last *valid* step, also where an episode's end made the window shorter; but with a frame stack and every
+    observation that one is at `obs[valid.sum(0)]` alone, since behind it the stacks fill with its last frame.
     """
 
     obs: Any

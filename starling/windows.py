@@ -4,9 +4,10 @@ One definition serves the shard (what may be sampled) and the actor (whose prior
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from starling.errors import check
@@ -77,3 +78,18 @@ def completed(
         starts &= (age == 0) | (next_end - index >= window.burn_in)
     row, copy = np.nonzero(starts)
     return Completed(row, copy, np.minimum(next_end[row, copy] - row + 1, length))
+
+
+def stacked(frames: Any, window: Window) -> Any:
+    """Return frames as they were served, numpy array or tensor, as observations `[L + 1 or 2, n, stack, ...]`.
+
+    No frame is copied: the stacks are views that share them.
+    """
+    stack = window.stack
+    if stack == 1:
+        return frames
+    if not window.every_obs and window.length > 1:
+        return frames.reshape(2, stack, *frames.shape[1:]).swapaxes(1, 2)
+    if isinstance(frames, np.ndarray):
+        return np.moveaxis(sliding_window_view(frames, stack, axis=0), -1, 2)
+    return frames.unfold(0, stack, 1).movedim(-1, 2)

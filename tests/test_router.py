@@ -329,3 +329,61 @@ def test_a_new_ratio_is_no_debt_for_what_is_past() -> None:
     resumed.restore(kept)
 
     assert resumed.stats()["gauges"]["sampled"] == 8.0 * (5_000 - 100)
+
+
+def test_a_shard_that_does_not_answer_is_counted_until_it_does() -> None:
+    source = Shifting()
+    router = routed(source)
+    router.take()
+
+    source.coming = [(0, None)]
+    router.take()
+    without = router.stats()["gauges"]["degraded_shards"]
+    source.coming = [(0, empty_reply(inserted=0))]
+    router.take()
+
+    assert (without, router.stats()["gauges"]["degraded_shards"]) == (1, 0)
+
+
+def account(router: Router) -> tuple[float, ...]:
+    gauges = router.stats()["gauges"]
+    return tuple(gauges[name] for name in ("inserted", "sampled", "samples_per_insert"))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_account_goes_over_to_another_number_of_shards(shards: int) -> None:
+    before = router_of(LocalReplay(bandit_shards(2)), batch_size=8, samples_per_insert=1.0, min_windows=4)
+    for _ in range(4):
+        before.take()
+    kept = before.state()
+
+    router = router_of(LocalReplay(bandit_shards(shards)), batch_size=8, samples_per_insert=1.0, min_windows=4)
+    router.restore(kept)
+
+    assert account(router) == account(before) == (12.0, 16.0, 16 / 12)
+    batches = [router.take() for _ in range(4)]
+    more = len(PRIORITIES)  # that these shards say they have taken since
+    assert sum(not isinstance(batch, str) for batch in batches) == more // 8
+    assert account(router)[0] == 12 + more
+
+
+def test_when_the_contents_are_lost_learning_waits_for_as_many_windows_as_at_first() -> None:
+    settings = {"batch_size": 8, "samples_per_insert": 1.0, "min_windows": 12}
+    before = router_of(LocalReplay(bandit_shards(2)), **settings)
+    while not isinstance(before.take(), str):
+        pass
+    shards = [make_shard(alpha=1.0, min_windows=1), make_shard(alpha=1.0, min_windows=1)]
+    router = router_of(LocalReplay(shards), **settings)
+
+    router.restore(before.state())
+    router.begin_anew()
+    shards[0].insert(bandit_unroll(None, count=5))
+    waits = router.take()
+    shards[1].insert(bandit_unroll(None, count=7, actor=1))
+
+    assert waits == "learner waits for windows: 5 of 12 inserted"
+    assert not isinstance(router.take(), str)
+    assert account(router)[0] == 24
+    again = router_of(LocalReplay(shards), **settings)
+    again.restore(router.state())
+    assert account(again) == account(router)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,8 @@ CARTPOLE = Spec(env="CartPole-v1", obs=ArraySpec((4,), "float32"), action=ArrayS
 PONG = Spec(env="ALE/Pong-v5", obs=ArraySpec((84, 84), "uint8"), action=ArraySpec((), "int64"), num_actions=6)
 
 
-def storage_of(capacity: int) -> Storage:
-    return Storage(capacity, columns_of(SPEC, EXTRA))
+def storage_of(capacity: int, **window: Any) -> Storage:
+    return Storage(capacity, columns_of(SPEC, EXTRA), Window(**window))
 
 
 def test_a_small_step_costs_at_most_100_bytes_with_its_share_of_the_tree() -> None:
@@ -60,12 +62,12 @@ def test_keys_count_rows_and_lead_back_from_their_slots() -> None:
 
     assert keys.tolist() == list(range(20))
     assert storage.oldest == 13
-    assert sorted(storage.keys(np.arange(7)).tolist()) == list(range(13, 20))
-    np.testing.assert_array_equal(storage.keys(storage.slots(keys[-7:])), keys[-7:])
+    assert sorted(storage.rows_in(np.arange(7)).tolist()) == list(range(13, 20))
+    np.testing.assert_array_equal(storage.rows_in(storage.slots(keys[-7:])), keys[-7:])
 
 
 def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
-    storage = storage_of(6)
+    storage = storage_of(6, every_obs=True)
     world = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0)
     early = storage.append(world.unroll(4))
     late = storage.append(world.unroll(4))
@@ -73,16 +75,16 @@ def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
     storage.link(early[-1], late[0])
     storage.link(early[0], late[2])  # row 0 is gone; row 6 has its slot and leads to row 7
 
-    chain = storage.gather(storage.slots(late[2]), Window(length=1, every_obs=True))
+    chain = storage.gather(storage.slots(late[2]))
     assert chain["obs"][:, 0, 1].tolist() == [7, 8]
 
 
 def test_behind_its_end_a_window_is_zeros_and_its_last_observation() -> None:
-    storage = storage_of(50)
+    storage = storage_of(50, length=3, every_obs=True)
     storage.append(bandit_unroll(None, count=20))  # so that the slots are not fresh
     keys = storage.append(bandit_unroll(None, count=20))
 
-    window = storage.gather(storage.slots(keys[4]), Window(length=3, every_obs=True))
+    window = storage.gather(storage.slots(keys[4]))
 
     assert window["valid"][:, 0].tolist() == [True, False, False]
     assert window["reward"][:, 0].tolist() == [4.0, 0.0, 0.0]

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ def sample(elapsed_s: float, **busy: float) -> Sample:
     share = {"actor": 0.5, "replay_server": 0.1, "learner": 0.9} | busy
     learner = snapshot({"computing": share["learner"] * elapsed_s, "waiting_batch": (1 - share["learner"]) * elapsed_s})
     learner["histograms"] = {"lag": [0, 10, 80, 10]}
+    learner["gauges"] = {"inserted": 1000.0 * elapsed_s, "sampled": 1980.0 * elapsed_s}
     shard = snapshot(
         {"sampling": share["replay_server"] * elapsed_s, "idle": (1 - share["replay_server"]) * elapsed_s},
-        windows_inserted=int(1000 * elapsed_s),
         windows_sampled=int(1980 * elapsed_s),
     )
     actor = snapshot({"stepping": share["actor"] * elapsed_s, "waiting_credit": (1 - share["actor"]) * elapsed_s})
@@ -108,6 +109,17 @@ def test_the_live_table_has_a_line_for_each_kind_of_role_and_the_return() -> Non
     assert "waiting credit 50%" in text
     assert "best 187 · goal 475" in text
     assert "─ slowest: learner (busy 90%) ─" in text
+
+
+def test_shards_that_do_not_answer_are_shown_only_then() -> None:
+    now = sample(1.0)
+    degraded = {**now.roles["learner[0]"]["gauges"], "degraded_shards": 1.0}
+    learner = {**now.roles["learner[0]"], "gauges": degraded}
+    without = replace(now, roles={**now.roles, "learner[0]": learner})
+
+    assert "1 shard does not answer" in shown("live", [without], terminal=True)
+    assert "1 shard does not answer" in shown("plain", [without])
+    assert "not answer" not in shown("live", [now], terminal=True) + shown("plain", [now])
 
 
 def test_the_live_table_without_a_terminal_is_plain_lines() -> None:

@@ -28,11 +28,11 @@ def test_however_a_stream_is_cut_into_unrolls_each_window_is_completed_once(
         unroll = world.unroll(length)
         serials = unroll.columns["obs"][..., 1].astype(np.int64)  # stand in for keys
         rows = Rows.of(unroll, serials)
-        num_carried = 0 if carried is None else len(carried.keys)
+        num_carried = 0 if carried is None else len(carried.numbers)
         rows = rows if carried is None else carried.then(rows)
         done = completed(window, rows.acted, rows.ended, rows.age, num_carried)
         carried = rows.tail(window.length)
-        found += list(zip(done.copy, rows.keys[done.row, done.copy], done.steps, strict=True))
+        found += list(zip(done.copy, rows.numbers[done.row, done.copy], done.steps, strict=True))
 
     truth = world.windows(window, capacity=10**9)
     assert sorted(found) == sorted((*first, len(steps)) for first, (steps, _) in truth.items())

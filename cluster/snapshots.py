@@ -1,0 +1,52 @@
+"""Snapshots of the shards on the disk: named for good, checked before they are used, removed when no checkpoint names them."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from cluster.contents import MOVED, shard_folder, shard_states
+from replay_server.snapshots import SNAPSHOTS, read_snapshot, snapshot_paths
+from starling.errors import RunError
+from starling.state import State
+
+
+def snapshot_name(number: int) -> str:
+    """Return a name that no other future of a run has for its checkpoint of this number."""
+    return f"{number:06d}-{os.urandom(4).hex()}"
+
+
+def named_in(states: Mapping[str, State]) -> Iterator[tuple[int, str, str]]:
+    """Yield which snapshots a checkpoint stands on: the shard's index, the name, and the sha256 of its index."""
+    for name, state in shard_states(states).items():
+        if "snapshot" in state.meta:
+            index = int(name.partition("[")[2].rstrip("]"))
+            yield index, str(state.meta["snapshot"]), str(state.meta["sha256"])
+
+
+def require_snapshots(folder: Path, states: Mapping[str, State]) -> None:
+    """Refuse a checkpoint whose snapshots are not there as they were taken, if there are any contents at all."""
+    if not folder.exists():
+        return
+    for index, name, sha256 in named_in(states):
+        path = shard_folder(folder, index) / SNAPSHOTS / name
+        _, segments = read_snapshot(path, sha256)
+        for segment in segments:
+            file = path / segment.file
+            size = file.stat().st_size if file.exists() else 0
+            if size < segment.bytes:
+                raise RunError(f"{file} is damaged: it must have {segment.bytes} bytes, got {size}")
+
+
+def prune_snapshots(folder: Path, named: Collection[str]) -> None:
+    """Remove the snapshots that no checkpoint names, but for those that may be part of the next one."""
+    for shard in folder.glob("shard-*"):
+        newest_first = snapshot_paths(shard)
+        known = [place for place, path in enumerate(newest_first) if path.name in named]
+        for path in newest_first[known[0] if known else 0 :]:
+            if path.name not in named:
+                gone = path.with_name(f".gone-{path.name}")
+                path.rename(gone)  # at once: half a snapshot must not look like one
+                shutil.rmtree(gone)
+    if named:
+        shutil.rmtree(folder / MOVED, ignore_errors=True)  # it is in a checkpoint of its new shards

@@ -1,0 +1,49 @@
+"""A checkpoint's snapshot of all shards, while it is being taken behind the supervisor's back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from starling.metrics import Clock
+from starling.state import State, unpack_state
+
+LIMIT_S = 30.0
+
+
+class Snapshot:
+    """One moment of every shard, or nearly: asked for at once, and collected without waiting for anybody."""
+
+    def __init__(self, name: str, shards: Mapping[str, Any], clock: Clock, limit_s: float = LIMIT_S) -> None:
+        self.name = name
+        self.states: dict[str, State] = {}
+        self.failed = ""  # why it will never be whole
+        self._shards = dict(shards)
+        self._clock = clock
+        self._until = clock() + limit_s
+        for shard in shards.values():
+            shard.snapshot.remote(name)
+        self._asked = {role: shard.taken.remote(name) for role, shard in shards.items()}
+
+    def is_whole(self) -> bool:
+        """Take in the answers that have come, and say whether every shard has written what it was asked for."""
+        for role, asked in list(self._asked.items()):
+            if ray.wait([asked], timeout=0)[0]:
+                self._hear(role, asked)
+        if self._asked and not self.failed and self._clock() > self._until:
+            self.failed = f"{', '.join(self._asked)} did not write it in time"
+        return not self._asked and not self.failed
+
+    def _hear(self, role: str, asked: Any) -> None:
+        try:
+            packed = ray.get(asked)
+        except RayError as error:
+            self.failed = f"{role}: {str(error).strip().splitlines()[-1]}"
+            del self._asked[role]
+            return
+        if packed is None:
+            self._asked[role] = self._shards[role].taken.remote(self.name)
+        else:
+            self.states[role] = unpack_state(packed)
+            del self._asked[role]

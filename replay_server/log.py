@@ -1,0 +1,179 @@
+"""A shard's live log: the folder of its segments, to append to and to read."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from replay_server.segments import (
+    SUFFIX,
+    Position,
+    Record,
+    Segment,
+    SegmentReader,
+    SegmentWriter,
+    Sync,
+    Write,
+    damaged,
+)
+from starling.codec import Octets
+from starling.errors import RunError
+
+LIVE = "live"
+SEGMENT_BYTES = 32 << 20
+
+
+class LiveLog:
+    """Appends records to the newest segment, begins another when it is full, and forgets the oldest ones.
+
+    After a write that failed the next one begins a segment anew. Called by one thread, but for `sync`, which another
+    one may call meanwhile.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        segment_bytes: int = SEGMENT_BYTES,
+        write: Write = os.write,
+        sync: Sync = os.fsync,
+    ) -> None:
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._write, self._sync = write, sync
+        folder.mkdir(parents=True, exist_ok=True)
+        log = LogReader(segment_paths(folder), headers_only=True)
+        for _ in log:
+            pass  # only to see where it ends
+        if log.torn_bytes:
+            raise RunError(f"{folder} has a torn end: it must be restored before it is appended to")
+        self._closed = [segment for segment in log.segments if segment.records]
+        self._end = log.end
+        self._writer: SegmentWriter | None = None
+        self._unsynced: list[SegmentWriter] = []
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Every segment with a record, the oldest first, as they are at this moment."""
+        writer = self._writer
+        return [*self._closed, writer.segment] if writer else list(self._closed)
+
+    @property
+    def unsynced_files(self) -> int:
+        """How many files are open, to be forced to the disk."""
+        return len(self._unsynced)
+
+    @property
+    def end_row(self) -> int:
+        """The row behind the last one that was appended."""
+        return self.segments[-1].end_row if self.segments else 0
+
+    def append(self, first_row: int, rows: int, accounted: bool, unroll: Octets) -> None:
+        """Write a record, or raise OSError and have nothing written."""
+        if self._writer and (self._writer.failed or self._writer.segment.bytes >= self._segment_bytes):
+            self._finish(self._writer)
+        if self._writer is None:
+            self._writer = self._begin_with(first_row, rows, accounted, unroll)
+            self._unsynced.append(self._writer)
+        else:
+            self._writer.append(first_row, rows, accounted, unroll)
+
+    def retire(self, oldest_row: int) -> list[Path]:
+        """Forget the oldest segments of which no row is alive; returns their files, which are to be removed."""
+        dead = 0
+        while dead < len(self._closed) and self._closed[dead].end_row <= oldest_row:
+            dead += 1
+        gone, self._closed = self._closed[:dead], self._closed[dead:]
+        return [self._folder / segment.file for segment in gone]
+
+    def has_dead(self, oldest_row: int) -> bool:
+        """Say whether there is something to retire; another thread may append meanwhile."""
+        closed = self._closed
+        return bool(closed) and closed[0].end_row <= oldest_row
+
+    def sync(self) -> None:
+        """Force to the disk all that was appended before."""
+        for writer in list(self._unsynced):
+            finished = writer is not self._writer  # asked first: afterwards nothing is written to it
+            writer.sync()
+            if finished:
+                self._unsynced.remove(writer)
+                writer.close()
+
+    def close(self) -> None:
+        """Let go of all files, without forcing them to the disk."""
+        for writer in self._unsynced:
+            writer.close()
+        self._unsynced = []
+
+    def _begin_with(self, first_row: int, rows: int, accounted: bool, unroll: Octets) -> SegmentWriter:
+        writer = SegmentWriter(self._folder, self._end, self._write, self._sync)
+        try:
+            writer.append(first_row, rows, accounted, unroll)
+        except OSError:
+            writer.close()  # at once: on a full disk every append comes by here
+            raise
+        return writer
+
+    def _finish(self, writer: SegmentWriter) -> None:
+        self._closed.append(writer.segment)
+        self._end = writer.segment.end
+        self._writer = None
+
+
+class LogReader:
+    """Yields the records of segments in order, each proven to follow the one before it.
+
+    `segments` is what was read so far, file by file. Files are read to their end or, if `listed`, exactly as far as is
+    listed.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        listed: Sequence[Segment] | None = None,
+        headers_only: bool = False,
+    ) -> None:
+        self.torn_bytes = 0
+        self._paths = paths
+        self._listed = listed
+        self._headers_only = headers_only
+        self._readers: list[SegmentReader] = []
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What was read so far, file by file."""
+        return [reader.segment for reader in self._readers]
+
+    @property
+    def end(self) -> Position:
+        """Where the log goes on."""
+        return self._reached() or Position()
+
+    def __iter__(self) -> Iterator[Record]:
+        for index, path in enumerate(self._paths):
+            yield from self._read(path, self._listed[index] if self._listed else None)
+
+    def _read(self, path: Path, listed: Segment | None) -> Iterator[Record]:
+        before = self._reached()
+        reader = SegmentReader(path, listed.bytes if listed else None, self._headers_only)
+        self._readers.append(reader)
+        for record in reader:
+            if before and reader.segment.records == 1:
+                self._require_follows(path, before, reader.begin)
+            yield record
+        if reader.begin and before:
+            self._require_follows(path, before, reader.begin)
+        if listed and reader.segment != listed:
+            raise damaged(path, reader.segment.bytes, "its records are not those of the snapshot")
+        self.torn_bytes += reader.torn_bytes
+
+    def _reached(self) -> Position | None:
+        return next((reader.segment.end for reader in reversed(self._readers) if reader.begin), None)
+
+    def _require_follows(self, path: Path, before: Position, begin: Position | None) -> None:
+        if begin != before:
+            raise damaged(path, 0, f"it does not go on with record {before.serial}")
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """Return the segments of a folder, the oldest first."""
+    return sorted(folder.glob(f"*{SUFFIX}"))

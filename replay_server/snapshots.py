@@ -1,0 +1,150 @@
+"""Snapshots of a shard: an index of what its log does not say, and links to the segments that it stands on.
+
+    <shard>/live/<first serial>.seg                        what is appended to
+    <shard>/snapshots/<name>/{index.codec, index.sha256, <first serial>.seg ...}
+
+A snapshot is renamed into place when every byte of it is on the disk. A live segment may grow after it was linked: the
+index says how much of it counts. So a snapshot costs an index and some names, and holds on to the segments that the
+live log lets go.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from replay_server.log import LIVE
+from replay_server.segments import Segment, Sync, sync_folder
+from starling.errors import CodecError, RunError
+from starling.failpoints import reach
+from starling.state import State, pack_state, unpack_state
+
+SNAPSHOTS = "snapshots"
+INDEX = "index.codec"
+SEAL = "index.sha256"
+_SEGMENTS = "segments"  # in the index's meta
+
+
+def write_snapshot(folder: Path, name: str, index: State, segments: Sequence[Segment], sync: Sync) -> tuple[str, str]:
+    """Write a snapshot of segments that are on the disk; returns its name, and the sha256 of its index.
+
+    If another one has this name already, it stays, and this one's name is followed by a number.
+    """
+    reach("replay.before_index")
+    table = [list(segment) for segment in segments]
+    packed = pack_state(State(index.arrays, {**index.meta, _SEGMENTS: table})).data
+    sha256 = hashlib.sha256(packed).hexdigest()
+    path = _place(folder / SNAPSHOTS, name, sha256)
+    if not path.exists():
+        unfinished = path.with_name(f".{path.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that died
+        unfinished.mkdir(parents=True)
+        for segment in segments:
+            link_or_copy(folder / LIVE / segment.file, unfinished / segment.file, segment.bytes, sync)
+        _write(unfinished / INDEX, packed, sync)
+        _write(unfinished / SEAL, f"{sha256}\n".encode(), sync)
+        sync_folder(unfinished, sync)
+        reach("replay.before_snapshot_rename")
+        unfinished.rename(path)
+        sync_folder(path.parent, sync)
+        sync_folder(folder, sync)
+        reach("replay.after_snapshot_rename")
+    return path.name, sha256
+
+
+def read_snapshot(path: Path, sha256: str | None = None) -> tuple[State, list[Segment]]:
+    """Return a snapshot's index and segments if its index is the one with this sha256, or with the one beside it."""
+    index = _read(path / INDEX)
+    if sha256 is None:
+        sha256 = _read(path / SEAL).decode("utf-8", "replace").strip()
+    if hashlib.sha256(index).hexdigest() != sha256:
+        raise RunError(f"{path / INDEX} is damaged: its sha256 is not the one that was kept of it")
+    try:
+        state = unpack_state(index)
+        return state, [Segment(*fields) for fields in state.meta[_SEGMENTS]]
+    except (CodecError, KeyError, TypeError) as error:
+        raise RunError(f"{path / INDEX} is damaged: {error}") from None
+
+
+def snapshot_paths(folder: Path) -> list[Path]:
+    """Return the snapshots of a shard, the newest first."""
+    paths = (path for path in (folder / SNAPSHOTS).glob("*") if not path.name.startswith("."))
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
+    """Remove a shard's snapshots but for those that are to be kept, and what is left of unfinished ones.
+
+    Not while a snapshot is being taken.
+    """
+    for path in (folder / SNAPSHOTS).glob("*"):
+        if path.name.startswith("."):
+            shutil.rmtree(path)
+        elif path.name not in keep:
+            gone = path.with_name(f".gone-{path.name}")
+            path.rename(gone)  # at once: half a snapshot must not look like one
+            reach("replay.before_prune")
+            shutil.rmtree(gone)
+
+
+def facts(index: State) -> dict[str, Any]:
+    """Return of an index what is worth knowing without reading it."""
+    return {name: index.meta[name] for name in ("origin", "inserted", "end")} | {
+        "size": int((index.arrays["masses"] > 0.0).sum())
+    }
+
+
+def link_or_copy(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
+    """Let `target` begin with the first `size` bytes of a file: its very bytes, or a copy where links cannot be."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        copy_prefix(source, target, size, sync)
+
+
+def copy_prefix(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
+    """Copy the first `size` bytes of a file."""
+    with source.open("rb") as old, target.open("wb") as new:
+        done = 0
+        while done < size:
+            piece = old.read(min(1 << 20, size - done))
+            if not piece:
+                raise RunError(f"{source} must have {size} bytes, got {done}")
+            done += new.write(piece)
+        new.flush()
+        sync(new.fileno())
+
+
+def _place(folder: Path, name: str, sha256: str) -> Path:
+    """Return the folder of the snapshot with this index, or a free one: a name may come again in another future."""
+    path, again = folder / name, 0
+    while path.exists() and not _has(path, sha256):
+        again += 1
+        path = folder / f"{name}.{again}"
+    return path
+
+
+def _has(path: Path, sha256: str) -> bool:
+    try:
+        read_snapshot(path, sha256)
+    except RunError:
+        return False
+    return True
+
+
+def _write(path: Path, data: bytes | memoryview, sync: Sync) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        sync(file.fileno())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
