@@ -82,7 +82,7 @@ def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     """Return what a run of these settings will hold."""
     algorithm = build_algorithm(config)
     window, columns, networks = algorithm.window, columns_of(spec, algorithm.columns(spec)), algorithm.acting(spec)
-    row, replay, learner = row_bytes(columns), config.replay, config.learner
+    row, replay, learner = row_bytes(columns, window), config.replay, config.learner
     steps = config.actor.unroll_length * config.env.copies
     windows = learner.batch_size * learner.batches_per_request * (learner.requests_ahead + 1)
     params = 4 * sum(num_params(network, spec) for network in algorithm.networks(spec).values())

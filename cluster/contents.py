@@ -120,9 +120,7 @@ class Replay:
         tails = self.contents == "moved_newest"
         return rehash(shard, folders, metas, lambda actor: actor % config.shards == index, tails)
 
-    def _restore(
-        self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool
-    ) -> Restored | None:
+    def _restore(self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool) -> Restored | None:
         meta = self.meta(index)
         if generation or self.is_moved:
             return restore_live(shard, own) if journals and (own / LIVE).exists() else None

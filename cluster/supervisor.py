@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 from actors.envs import measure_spec
 from cluster import launch, user_folder
 from cluster.config import Config, parse
+from cluster.contents import SHARD
 from cluster.course import Course, Past
 from cluster.figures import kind_of
-from cluster.contents import SHARD
 from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.members import START_LIMIT_S, Members
 from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, SPILLED, STORE, RayNode, open_listeners, processes_marked

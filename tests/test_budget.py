@@ -65,7 +65,7 @@ def test_the_replay_is_planned_as_its_shards_keep_it() -> None:
     plan = plan_memory(config, CARTPOLE)
 
     assert (plan.shards, plan.rows) == (2, 15_001)
-    assert plan.row_bytes == row_bytes(columns_of(CARTPOLE, {}))
+    assert plan.row_bytes == row_bytes(columns_of(CARTPOLE, {}), Window())
     assert plan.replay_bytes == 2 * 15_001 * plan.row_bytes
     assert plan.processes == 2 + 2 + 3  # shards, actors; learner, parameter server, evaluator
 
