@@ -24,9 +24,13 @@ from starling.types import Columns
 
 Which = Literal["best", "latest"]
 Sync = Callable[[int], None]
-SCHEMA = 1  # of the manifest and the files beside it
+Require = Callable[[Mapping[str, State]], None]
+"""Refuses a checkpoint's states with a RunError"""
+SCHEMA = 2  # of the manifest and the files beside it
+READS = (1, SCHEMA)  # one of schema 1 held what the shards held, in a way that none can take over any more
 MANIFEST, PARAMS, LEARNER, ROLES = "manifest.json", "params.safetensors", "learner.safetensors", "roles.codec"
 THE_LEARNER, A_SHARD, NETWORKS = "learner[0]", "replay_server[", "nets/networks/"
+ORIGIN_1 = 1 << 10  # larger than that of any shard of a checkpoint of schema 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,10 @@ class Checkpoint:
     params: Params
     facts: Mapping[str, Any]  # `updates` among them, after which it is named
     states: Mapping[str, State] = field(default_factory=dict)
+
+
+def anything(states: Mapping[str, State]) -> None:
+    """Require nothing."""
 
 
 class Checkpoints:
@@ -60,6 +68,7 @@ class Checkpoints:
         if not path.exists():
             layout = [[name, list(shape)] for name, shape in checkpoint.params.layout.entries]
             table = {"schema": SCHEMA, "name": path.name, **plain(checkpoint.facts), "layout": layout, "sha256": sums}
+            table["snapshots"] = _snapshots(checkpoint.states)
             self._write_checkpoint(path, files, sealed(table))
         seal = read_manifest(path)["seal"]
         if best and not self._is_worse(checkpoint.facts):
@@ -88,6 +97,10 @@ class Checkpoints:
                 path.rename(gone)  # at once: half a checkpoint must not look like one
                 reach("checkpoint.between_prunes")
                 shutil.rmtree(gone)
+
+    def snapshots(self) -> set[str]:
+        """Return the names of all snapshots on which a checkpoint stands; RunError if one does not say."""
+        return {name for path in by_age(self._path) for name in read_manifest(path).get("snapshots", [])}
 
     def _is_worse(self, facts: Mapping[str, Any]) -> bool:
         """Whether BEST, perhaps of a future that a resumed run has lost, has a larger mean."""
@@ -155,23 +168,26 @@ def load_checkpoint(checkpoints: Path, which: Which) -> tuple[Params, dict[str, 
     return _params(path, manifest), manifest
 
 
-def load_to_resume(checkpoints: Path, name: str | None = None) -> Checkpoint:
-    """Return the named checkpoint, or the latest; one that cannot be trusted is never replaced by another unasked."""
+def load_to_resume(checkpoints: Path, name: str | None = None, require: Require = anything) -> Checkpoint:
+    """Return the named checkpoint, or the latest; one that cannot be trusted is never replaced by another unasked.
+
+    `require` refuses states that stand on something that is not there.
+    """
     try:
-        if name is None:
-            return _whole(*_pointed(checkpoints, "latest"))
-        return _named(checkpoints, name)
+        checkpoint = _whole(*_pointed(checkpoints, "latest")) if name is None else _named(checkpoints, name)
+        require(checkpoint.states)
+        return checkpoint
     except RunError as error:
-        usable = newest_usable(checkpoints)
+        usable = newest_usable(checkpoints, require)
         hint = f"the newest usable checkpoint is {usable}: --at {usable} goes on from there"
         raise RunError(f"{error}; {hint if usable else 'no checkpoint of this run is usable'}") from None
 
 
-def newest_usable(checkpoints: Path) -> str | None:
+def newest_usable(checkpoints: Path, require: Require = anything) -> str | None:
     """Return the name of the newest checkpoint that a run can go on from."""
     for path in by_age(checkpoints):
         try:
-            _named(checkpoints, path.name)
+            require(_named(checkpoints, path.name).states)
         except RunError:
             continue
         return path.name
@@ -192,8 +208,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint, or say why it cannot be trusted."""
     file = path / MANIFEST
     table = read_json(file)
-    if table.get("schema") != SCHEMA:
-        raise RunError(f"{path} has schema {shown(table.get('schema'))}, and this Starling reads {SCHEMA}")
+    if table.get("schema") not in READS:
+        known = " and ".join(map(str, READS))
+        raise RunError(f"{path} has schema {shown(table.get('schema'))}, and this Starling reads {known}")
     rest = {name: value for name, value in table.items() if name != "seal"}
     if sealed(rest) != _read(file):
         raise RunError(f"{file} is damaged: its text is not the one that it was sealed with")
@@ -214,7 +231,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the bytes of each file: parameters, the rest of the learner, each shard, and all other roles."""
+    """Return the bytes of each file: parameters, the rest of the learner, and all other roles."""
     files: dict[str, Any] = {PARAMS: save_tensors(checkpoint.params.arrays())}
     if not checkpoint.states:
         return files
@@ -224,15 +241,13 @@ def _files(checkpoint: Checkpoint) -> dict[str, Any]:
             known = {NETWORKS + entry for entry, _ in checkpoint.params.layout.entries}
             files[LEARNER] = save_tensors({key: a for key, a in state.arrays.items() if key not in known})
             state = State(meta=state.meta)
-        if name.startswith(A_SHARD):
-            files[_shard_file(name)] = pack_state(state)
-        else:
-            others = others.and_(state.within(name))
+        others = others.and_(state.within(name))
     return {**files, ROLES: pack_state(others)}
 
 
-def _shard_file(name: str) -> str:
-    return f"replay-{name.removeprefix(A_SHARD).rstrip(']')}.codec"
+def _snapshots(states: Mapping[str, State]) -> list[str]:
+    named = {state.meta.get("snapshot") for name, state in states.items() if name.startswith(A_SHARD)}
+    return sorted(str(name) for name in named - {None})
 
 
 def _whole(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
@@ -247,9 +262,9 @@ def _whole(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
         acting = {NETWORKS + name: array for name, array in params.arrays().items()}
         states[THE_LEARNER] = State({**acting, **arrays}, states[THE_LEARNER].meta)
         for file in manifest["sha256"]:
-            if file.startswith("replay-"):
+            if file.startswith("replay-"):  # of schema 1
                 shard = file.removeprefix("replay-").removesuffix(".codec")
-                states[f"{A_SHARD}{shard}]"] = unpack_state(_trusted(path, manifest, file))
+                states[f"{A_SHARD}{shard}]"] = State(meta={"origin": ORIGIN_1})
     except (CodecError, SafetensorError, KeyError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     return Checkpoint(params=params, facts=manifest, states=states)

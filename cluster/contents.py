@@ -1,6 +1,5 @@
 """What a run's shards begin with, and what outlives them: which folder holds it, and how it gets into a shard."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -73,13 +72,13 @@ class Replay:
         journals = bool(self.folder) and config.durability != "none"
         own = shard_folder(self.folder, index)
         journal = partial(Journal, own, config, clock)
-        if self.is_moved and not (journals and _read(own / MOVED) == self.token(config)):
+        if self._moves(own, config) if journals else self.is_moved and not generation:
             forget(own)
             first = DurableShard(shard, journal(background=False) if journals else None, clock)
             restored: Restored | None = self._move(first, index, config)
             first.close()
             if journals:
-                (own / MOVED).write_text(self.token(config), "utf-8")
+                (own / MOVED).write_text(self._move_to(config), "utf-8")
         else:
             restored = self._restore(shard, own, index, generation, journals)
         if restored is not None and (generation or self.is_moved):
@@ -87,27 +86,42 @@ class Replay:
         return DurableShard(shard, journal(background=background) if journals else None, clock), restored
 
     def prepare(self, config: ReplayConfig) -> None:
-        """Put aside what the shards hold if it is to be moved to others; called before any of them begins."""
+        """Put aside what the shards hold if it is to be moved to others; called before any of them begins.
+
+        It stays aside until a checkpoint names what the others hold. Whoever goes on before finds it there, and shards
+        that were done.
+        """
         if not self.is_moved:
             return
-        aside, unfinished = Path(self.folder) / MOVED, Path(self.folder) / f".{MOVED}"
-        if _read(aside / "token") != self.token(config):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            for old in range(len(self.states)):
-                parts = [self._snapshot(old), LIVE if self.contents == "moved_newest" else ""]
-                for part in filter(None, parts):
-                    _link(shard_folder(self.folder, old) / part, shard_folder(unfinished, old) / part)
-            (unfinished / "token").write_text(self.token(config), "utf-8")
-            shutil.rmtree(aside, ignore_errors=True)
-            unfinished.rename(aside)
+        aside, target = Path(self.folder) / MOVED, self._move_to(config)
+        if _read(aside / "of") != self._move_of():
+            self._put_aside(aside)
+        if _read(aside / "to") != target:
+            for done in Path(self.folder).glob(f"shard-*/{MOVED}"):
+                done.unlink()
+            (aside / "to").write_text(target, "utf-8")
         for old in range(config.shards, len(self.states)):
             forget(shard_folder(self.folder, old))
 
-    def token(self, config: ReplayConfig) -> str:
-        """Return what tells this move from all others."""
-        names = [self._snapshot(old) for old in range(len(self.states))]
-        move = json.dumps([names, config.shards, config.capacity, config.capacity_bytes])
-        return hashlib.sha256(move.encode()).hexdigest()
+    def _put_aside(self, aside: Path) -> None:
+        unfinished = aside.with_name(f".{MOVED}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for old in range(len(self.states)):
+            parts = [self._snapshot(old), LIVE if self.contents == "moved_newest" else ""]
+            for part in filter(None, parts):
+                _link(shard_folder(self.folder, old) / part, shard_folder(unfinished, old) / part)
+        (unfinished / "of").write_text(self._move_of(), "utf-8")
+        shutil.rmtree(aside, ignore_errors=True)
+        unfinished.rename(aside)
+
+    def _move_of(self) -> str:
+        return json.dumps([self.contents, *(self._snapshot(old) for old in range(len(self.states)))])
+
+    def _move_to(self, config: ReplayConfig) -> str:
+        return json.dumps([self._move_of(), config.shards, config.capacity, config.capacity_bytes])
+
+    def _moves(self, own: Path, config: ReplayConfig) -> bool:
+        return self.is_moved and _read(own / MOVED) != self._move_to(config)
 
     def _snapshot(self, old: int) -> str:
         meta = self.meta(old)
@@ -154,7 +168,7 @@ def shard_states(states: Mapping[str, State]) -> dict[str, State]:
 def told(name: str, restored: Restored, seconds: float) -> list[News]:
     """Put what came back into events."""
     facts = {"role": name, "records": restored.records, "rows": restored.rows, "torn_bytes": restored.torn_bytes}
-    damage = [News("replay_damaged", {"role": name, "what": note}) for note in restored.notes]
+    damage = [News("replay_damaged", {"role": name, "said": note}) for note in restored.notes]
     return [News("replay_restored", {**facts, "seconds": round(seconds, 3)}), *damage]
 
 

@@ -98,7 +98,7 @@ class Course:
         for sentence in sentences:
             if (role, sentence) not in self._troubles:
                 self._troubles.add((role, sentence))
-                self.note("trouble", role=role, what=sentence)
+                self.note("trouble", role=role, said=sentence)
 
     def over(self, stopped: bool) -> Reason | None:
         """Say why the run is over, or None while it is not."""

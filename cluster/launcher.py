@@ -138,8 +138,7 @@ class Launcher:
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
             if message.states:
-                kept = {"states": message.states, "number": message.number, "contents": "newest"}
-                self._orders = replace(self._orders, **kept)
+                self._orders = replace(self._orders, states=message.states, number=message.number, contents="newest")
             elif message.best:
                 self._orders = replace(self._orders, best_mean=message.mean)
         self._report(message)

@@ -2,17 +2,21 @@
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.checkpoints import Checkpoint
 from cluster.config import Config
+from cluster.contents import replay_folder
 from cluster.figures import Figures, figures
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
-from cluster.resume import fixed_settings
+from cluster.resume import all_settings
 from cluster.rows import as_row
 from cluster.run_folder import RunFolder
+from cluster.snapshots import prune_snapshots
+from starling.errors import RunError
 
 
 class View(Protocol):
@@ -51,7 +55,8 @@ class Reporter:
         self._folder = folder
         self._view = view
         self._scalars = scalars
-        self._settings = fixed_settings(config)
+        self._settings = all_settings(config)
+        self._replay = replay_folder(config.replay, folder.path)
         self._keep = config.checkpoint.keep
         self._last: Sample | None = None
         self._owed: dict[bool, CheckpointDue] = {}  # the newest to go on from, and the best parameters alone
@@ -119,6 +124,9 @@ class Reporter:
         path = self._folder.checkpoints.save(saved, best=due.best)
         self._folder.add_event({"event": "checkpoint", **_facts(due), "best": due.best, "path": path.name})
         self._folder.checkpoints.prune(self._keep)
+        if due.states:
+            with suppress(RunError):  # of a checkpoint that does not say what it stands on: nothing goes
+                prune_snapshots(self._replay, self._folder.checkpoints.snapshots())
 
 
 def _facts(due: CheckpointDue) -> dict[str, Any]:

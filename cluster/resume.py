@@ -1,23 +1,39 @@
 """How a run goes on: which settings may change, where it stands, and what another run can give a new one."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.checkpoints import Checkpoint, load_to_resume
 from cluster.config import Config, algorithm_name
+from cluster.contents import MOVED, Contents, replay_folder, shard_states
 from cluster.course import Past
 from cluster.roles import Start, build_algorithm
 from cluster.rows import plain
 from cluster.run_folder import Run, load_params
+from cluster.snapshots import named_in, require_snapshots
 from starling.errors import ConfigError, RunError
 from starling.params import Params
 from starling.spec import Spec
 from starling.types import Columns
 
-FREE = ("goal.", "evaluator.", "checkpoint.", "replay.samples_per_insert")
-FREE_FOR_RAY = (*FREE, "actor.num")
-MAY_CHANGE = "only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert and, with ray, actor.num may change"
+KEEPING = ("replay.durability", "replay.fsync_every_s", "replay.folder")
+FREE = ("goal.", "evaluator.", "checkpoint.", "replay.samples_per_insert", *KEEPING)
+SHARDING = ("replay.shards", "replay.capacity", "replay.capacity_bytes")
+FREE_FOR_RAY = (*FREE, "actor.num", *SHARDING)
+MAY_CHANGE = (
+    f"only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert, {', '.join(KEEPING)} and, with ray, "
+    f"actor.num, {', '.join(SHARDING)} may change"
+)
+CONTENTS: dict[tuple[bool, bool], Contents] = {
+    (False, True): "exact",
+    (False, False): "newest",
+    (True, True): "moved_exact",
+    (True, False): "moved_newest",
+}
+"""By whether what the shards held goes to others, and whether what came after the checkpoint is left out"""
 
 
 class Taken(NamedTuple):
@@ -30,8 +46,13 @@ class Taken(NamedTuple):
 def fixed_settings(config: Config[Any]) -> dict[str, Any]:
     """Return every setting that a checkpoint depends on, by its dotted name."""
     free = FREE_FOR_RAY if config.runtime == "ray" else FREE
+    return {key: value for key, value in all_settings(config).items() if not key.startswith(free)}
+
+
+def all_settings(config: Config[Any]) -> dict[str, Any]:
+    """Return every setting by its dotted name, as a checkpoint remembers it."""
     table = {"algorithm.name": algorithm_name(config), **dict(_settings(config))}
-    return {key: plain(value) for key, value in table.items() if not key.startswith(free)}
+    return {key: plain(value) for key, value in table.items()}
 
 
 def refuse_changes(run: Run, old: Config[Any], new: Config[Any]) -> None:
@@ -45,11 +66,29 @@ def refuse_changes(run: Run, old: Config[Any], new: Config[Any]) -> None:
 
 def resumed(run: Run, config: Config[Any], at: str | None = None) -> tuple[Start, str]:
     """Return where a run goes on, and the name of the checkpoint that says so."""
-    checkpoint = load_to_resume(run.path / "checkpoints", at)
+    folder = replay_folder(config.replay, run.path)
+    checkpoint = load_to_resume(run.path / "checkpoints", at, partial(require_snapshots, folder))
     name = str(checkpoint.facts["name"])
     for key, was, now in _differences(checkpoint.facts["settings"], fixed_settings(config)):
         raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
-    return start_of(checkpoint), name
+    exactly = at is not None or config.runtime == "local"
+    lost = _why_lost(checkpoint, folder)
+    moves = (folder / MOVED).exists() or _other_shards(checkpoint, config)
+    contents: Contents = "new" if lost else CONTENTS[moves, exactly]
+    return replace(start_of(checkpoint), folder=str(folder), contents=contents, lost=lost), name
+
+
+def _why_lost(checkpoint: Checkpoint, folder: Path) -> str:
+    """Say why what the shards held is not there; empty if it is."""
+    if not any(named_in(checkpoint.states)):
+        return f"checkpoint {checkpoint.facts['name']} kept none of it"
+    return "" if folder.exists() else f"{folder} is not there"
+
+
+def _other_shards(checkpoint: Checkpoint, config: Config[Any]) -> bool:
+    was, now = checkpoint.facts["settings"], all_settings(config)
+    changed = any(was.get(key, now[key]) != now[key] for key in SHARDING)
+    return changed or len(shard_states(checkpoint.states)) != config.replay.shards
 
 
 def start_of(checkpoint: Checkpoint) -> Start:

@@ -1,4 +1,4 @@
-"""Snapshots of the shards on the disk: named for good, checked before they are used, removed when no checkpoint names them."""
+"""Snapshots of the shards on the disk: named for good, checked before use, removed when no checkpoint names them."""
 
 import os
 import shutil

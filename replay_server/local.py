@@ -1,15 +1,28 @@
 """Shards in the same process: the replay service without a network between."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from replay_server.shard import ReplayShard
-from starling.types import SampleReply, SampleRequest, Unroll
+from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
+
+
+class Shard(Protocol):
+    """A shard, whether its contents outlive it or not."""
+
+    def insert(self, unroll: Unroll) -> InsertReply:
+        """Store an unroll."""
+
+    def credit(self) -> int:
+        """Return how many windows may still come."""
+
+    def sample(self, request: SampleRequest) -> SampleReply:
+        """Serve windows."""
 
 
 class LocalReplay:
     """A ReplaySource whose shards answer at once."""
 
-    def __init__(self, shards: Sequence[ReplayShard]) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
         self._replies: list[tuple[int, SampleReply | None]] = []
 
@@ -31,7 +44,7 @@ class LocalReplay:
 class LocalSink:
     """A ReplaySink to one shard; its writer waits while the shard has no credit."""
 
-    def __init__(self, shard: ReplayShard, index: int) -> None:
+    def __init__(self, shard: Shard, index: int) -> None:
         self._shard = shard
         self._index = index
 

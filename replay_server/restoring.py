@@ -66,7 +66,7 @@ def restore_live(shard: ReplayShard, folder: Path) -> Restored:
         notes.append(f"{damage}; what was inserted after it is lost")
     index = _newest_index(folder, notes)
     if index:
-        _lay(shard, index, account=False, writers=True)
+        _lay(shard, index, account=False, writers=True, tail=True)
     replace_live(folder, [(folder / LIVE / segment.file, segment.bytes) for segment in log.segments if segment.records])
     return Restored(counts.records, counts.rows, log.torn_bytes, notes)
 
@@ -95,7 +95,7 @@ def rehash(
                 moved.append((np.arange(first, first + rows), _masses_of(past.index, _rows(record))))
     if moved:
         rows_now, masses = (np.concatenate(columns) for columns in zip(*moved, strict=True))
-        known = (masses > 0.0) & (_masses_of(shard.index(), rows_now) > 0.0)  # a stream may have been cut
+        known = (masses > 0.0) & (_masses_of(shard.index(), rows_now) > 0.0)  # its stream may be cut now
         shard.set_masses(rows_now[known], masses[known])
     torn_bytes = sum(past.torn_bytes for past in pasts)
     return Restored(counts.records, counts.rows, torn_bytes, [note for past in pasts for note in past.notes])
@@ -151,6 +151,7 @@ class _Past:
     folder: Path
     index: State | None
     parts: list[tuple[Path, Segment]]
+    tail: bool = False  # whether the parts may hold more than the index knows
     retired_row: int = 0  # rows before it are not in the parts, and so must be dead
     torn_bytes: int = 0
     notes: list[str] = field(default_factory=list)
@@ -182,9 +183,9 @@ def _past(folder: Path, meta: Meta | None, tail: bool) -> _Past:
     last = segments[-1] if segments else None
     live, torn_bytes, passes = _live(folder, last.file if last else "")
     if last is None or last.end in passes:
-        return _Past(folder=folder, index=index, parts=[*listed[:-1], *live], torn_bytes=torn_bytes)
+        return _Past(folder=folder, index=index, parts=[*listed[:-1], *live], tail=True, torn_bytes=torn_bytes)
     if live and live[0][1].file > last.file:
-        return _Past(folder=folder, index=index, parts=live, retired_row=last.end_row, torn_bytes=torn_bytes)
+        return _Past(folder=folder, index=index, parts=live, tail=True, retired_row=last.end_row, torn_bytes=torn_bytes)
     note = f"{folder / LIVE} does not go on from snapshot {place.name}: what was inserted after the snapshot is lost"
     return _Past(folder=folder, index=index, parts=listed, notes=[note])
 
@@ -205,7 +206,7 @@ def _restore(shard: ReplayShard, past: _Past) -> Restored:
     if past.retired_row > oldest:
         raise RunError(f"{past.folder / LIVE} is damaged: rows {oldest} to {past.retired_row - 1} are missing")
     if past.index:
-        _lay(shard, past.index, account=True, writers=False)
+        _lay(shard, past.index, account=True, writers=False, tail=past.tail)
     replace_live(past.folder, [(path, part.bytes) for path, part in past.parts if part.end_row > oldest])
     return Restored(counts.records, counts.rows, past.torn_bytes, past.notes)
 
@@ -235,11 +236,14 @@ def _newest_index(folder: Path, notes: list[str]) -> State | None:
     return None
 
 
-def _lay(shard: ReplayShard, index: State, account: bool, writers: bool) -> None:
-    """Lay an index over the windows that are there: where the log has a gap, there may be fewer than it knows."""
+def _lay(shard: ReplayShard, index: State, account: bool, writers: bool, tail: bool) -> None:
+    """Lay an index over the windows that are there: where the log has a gap, there may be fewer than it knows.
+
+    With a `tail` there may also be more, which were not whole yet; those keep what they came with.
+    """
     rows = np.arange(index.meta["first"], index.meta["end"])
-    there = _masses_of(shard.index(), rows) > 0.0
-    masses = np.where(there, index.arrays["masses"], 0.0)
+    there, known = _masses_of(shard.index(), rows), index.arrays["masses"]
+    masses = np.where((there > 0.0) & (known > 0.0), known, there if tail else 0.0)
     shard.adopt(State({**index.arrays, "masses": masses}, index.meta), account, writers)
 
 

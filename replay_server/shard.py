@@ -18,7 +18,7 @@ from starling.metrics import Clock, Meter
 from starling.spec import ArraySpec, Spec
 from starling.state import State, rng_meta, set_rng
 from starling.types import Columns, InsertReply, SampleReply, SampleRequest, Unroll
-from starling.windows import Window, completed
+from starling.windows import Window, begun
 
 KEY_BITS = 40  # more rows than one shard will see
 MAX_SILENT = 1024  # writers that are remembered although nothing of them is left
@@ -227,10 +227,10 @@ class ReplayShard:
             goes_on = carried.acted[-1] & ~carried.ended[-1]
             storage.link(carried.numbers[-1, goes_on], rows.numbers[0, goes_on])
             rows = carried.then(rows)
-        begun, priorities = self._completed(unroll, rows, 0 if carried is None else len(carried.numbers))
-        self._set_windows(lost, storage.slots(begun), self._masses_of_new(priorities))
+        first, priorities = self._completed(unroll, rows, 0 if carried is None else len(carried.numbers))
+        self._set_windows(lost, storage.slots(first), self._masses_of_new(priorities))
         self._remember(unroll, rows)
-        return len(begun)
+        return len(first)
 
     def _making_room(self, end: int) -> NDArray[np.int64]:
         """Return the slots that lose their window when the rows up to `end` are there, also to those rows."""
@@ -258,24 +258,25 @@ class ReplayShard:
     def _completed(self, unroll: Unroll, rows: Rows, carried: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the first rows of the windows that became whole, and their priorities, NaN where nobody knows."""
         skipped = max(0, carried - self._window.length)  # rows in which only the earlier frames of a stack lie
-        _, acted, ended, age = rows.since(skipped)
-        row, copy, _ = completed(self._window, acted, ended, age, carried - skipped)
-        row = row + skipped
-        begun = rows.numbers[row, copy]
-        there = self._earliest(rows, row, copy) >= self._storage.oldest
+        rest = rows.since(skipped)
+        starts, _ = begun(self._window, rest.acted, rest.ended, rest.age, carried - skipped)
+        at = np.flatnonzero(starts) + skipped * starts.shape[1]
+        first = rows.numbers.take(at)
+        there = self._earliest(rows, at) >= self._storage.oldest
         if self._starts is not None:
-            there &= self._starts.has(begun, self._storage.slots(begun))
+            there &= self._starts.has(first, self._storage.slots(first))
         if not there.all():
             self._meter.count("windows_lost", int(np.count_nonzero(~there)))
-            row, copy, begun = row[there], copy[there], begun[there]
-        return begun, _given_priorities(unroll, len(rows.numbers))[row, copy]
+            at, first = at[there], first[there]
+        return first, _given_priorities(unroll, len(rows.numbers)).take(at)
 
-    def _earliest(self, rows: Rows, row: NDArray[np.intp], copy: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Return of windows the first row that they need, -1 where it is none of these rows."""
+    def _earliest(self, rows: Rows, at: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return of windows, by where they begin in `rows`, the first row that they need; -1 if it is none of these."""
         if self._window.stack == 1:
-            return rows.numbers[row, copy]
-        row = row - np.minimum(rows.age[row, copy], self._window.stack - 1)
-        return np.where(row >= 0, rows.numbers[np.maximum(row, 0), copy], -1)
+            return rows.numbers.take(at)
+        behind = np.minimum(rows.age.take(at), self._window.stack - 1)
+        earliest = at - behind * rows.age.shape[1]
+        return np.where(earliest >= 0, rows.numbers.take(np.maximum(earliest, 0)), -1)
 
     def _masses_of_new(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
         known = usable(priorities)
@@ -286,13 +287,13 @@ class ReplayShard:
         self._largest = largest(priorities, self._largest)
         return self._masses(np.where(known, priorities, self._largest))
 
-    def _set_windows(self, lost: NDArray[np.int64], begun: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
-        """Take the mass of slots, each given once, and then give windows theirs."""
-        self._size += len(begun) - int(np.count_nonzero(self._tree.get(lost)))
-        slots = np.concatenate([lost, begun])  # of a leaf given twice the last counts
+    def _set_windows(self, lost: NDArray[np.int64], new: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
+        """Take the mass of slots, each given once, and then give new windows theirs."""
+        self._size += len(new) - int(np.count_nonzero(self._tree.get(lost)))
+        slots = np.concatenate([lost, new])  # of a leaf given twice the last counts
         given = np.zeros(len(slots))
         given[len(lost) :] = masses
-        self._times_sampled[begun] = 0
+        self._times_sampled[slots] = 0
         self._tree.set(slots, given)
 
     def _remember(self, unroll: Unroll, rows: Rows) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from starling.spec import ArraySpec
 from starling.types import Columns
 
-SPARE = 64  # so that a few short episodes do not matter to a small shard
+SPARE = 8  # so that a few short episodes do not matter to a small shard
 ROW_BYTES = 4  # where the state of a row lies
 ENTRY_BYTES = 8  # whose state it is
 

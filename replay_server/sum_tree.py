@@ -67,7 +67,8 @@ class SumTree:
         Never a leaf without mass while the total is positive, wherever rounding puts the number.
         """
         edges = self._running_sums()
-        rest = np.minimum(prefix_sums, np.nextafter(edges[-1], 0.0))
+        order = prefix_sums.argsort()  # numbers in order find their way several times faster
+        rest = np.minimum(prefix_sums.take(order), np.nextafter(edges[-1], 0.0))
         nodes: NDArray[np.int64] = edges[1:].searchsorted(rest, side="right")
         rest -= edges.take(nodes, mode="clip")
         for level in self._levels[-2::-1]:
@@ -78,7 +79,9 @@ class SumTree:
             left *= right
             rest -= left
         self._step_back(nodes)
-        return nodes
+        found = np.empty_like(nodes)
+        found[order] = nodes
+        return found
 
     def _running_sums(self) -> NDArray[np.float64]:
         if self._stale:

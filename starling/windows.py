@@ -63,21 +63,29 @@ def completed(
     The first `carried` (at most `window.length`) rows were there before. A window is whole when its episode
     ended inside it, or when the row after its last step is there, since that row holds the last observation.
     """
+    starts, stop = begun(window, acted, ended, age, carried)
+    row, copy = np.nonzero(starts)
+    return Completed(row, copy, np.minimum(stop[row, copy] - row + 1, window.length))
+
+
+def begun(
+    window: Window, acted: NDArray[np.bool_], ended: NDArray[np.bool_], age: NDArray[np.integer], carried: int
+) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    """Say of each row, `[R, E]`, whether a window of `completed` begins there, and at which row one is whole."""
     rows = len(acted)
     assert 0 <= carried <= min(rows, window.length), "a longer carry would complete windows twice"
-    length = window.length
     index = np.arange(rows)[:, None]
-    ends = np.where(ended & acted, index, rows + length)
-    next_end = np.minimum.accumulate(ends[::-1], axis=0)[::-1]  # [R, E] the row that ends this row's episode
-    shortened = next_end - index < length
-    whole = np.where(shortened, next_end >= carried, index + length < rows)
-    starts = acted & whole
+    stop = np.where(ended & acted, index, rows + window.length)
+    stop = np.minimum.accumulate(stop[::-1], axis=0)[::-1]  # the row that ends this row's episode
+    stop = np.minimum(stop, index + window.length)  # or the one that holds the last observation
+    starts = acted & (stop < rows)
+    if carried:
+        starts &= stop >= carried
     if window.period > 1:
         starts &= age % window.period == 0
     if window.burn_in:
-        starts &= (age == 0) | (next_end - index >= window.burn_in)
-    row, copy = np.nonzero(starts)
-    return Completed(row, copy, np.minimum(next_end[row, copy] - row + 1, length))
+        starts &= (age == 0) | (stop - index >= window.burn_in)
+    return starts, stop
 
 
 def stacked(frames: Any, window: Window) -> Any:

@@ -16,6 +16,7 @@ from starling.windows import Window
 
 SPEC = Spec(env="Counting", obs=ArraySpec((2,), "float32"), action=ArraySpec((), "int64"), num_actions=2)
 EXTRA = {"log_mu": ArraySpec((), "float32")}
+STATES = {"h": ArraySpec((3,), "float32")}
 
 
 @dataclass
@@ -30,8 +31,32 @@ class Step:
     version: int
     log_mu: float
     age: int
+    state: int = 0  # what a recurrent network had in mind
     position: int = -1
     final_obs: tuple[int, int] | None = None
+
+
+@dataclass
+class Ledger:
+    """What a shard of unlimited size would hold of several worlds."""
+
+    rows: int = 0
+    states: list[Step] = field(default_factory=list)  # steps whose recurrent state was sent, in order
+
+
+@dataclass
+class Held:
+    """A window that must be there."""
+
+    steps: list[Step]
+    last: tuple[int, int]  # the observation after them
+    before: list[tuple[int, int]]  # observations before them that belong to the first stack
+
+    def stack(self, index: int, stack: int) -> list[tuple[int, int]]:
+        """Return by definition what a network sees at a step, or after the last one."""
+        seen = [*self.before, *(step.obs for step in self.steps), self.last]
+        newest = len(self.before) + index
+        return [seen[max(0, frame)] for frame in range(newest - stack + 1, newest + 1)]
 
 
 @dataclass
@@ -45,7 +70,9 @@ class CountingWorld:
     actor: int = 0
     generation: int = 0
     sequence: int = 0
-    rows: int = 0  # that a storage of unlimited size would hold
+    ledger: Ledger = field(default_factory=Ledger)  # shared by worlds that write to one shard
+    period: int = 0  # a recurrent state is sent with every such step of an episode; 0: never
+    states_sent: float = 1.0  # of those
     streams: list[list[list[Step]]] = field(default_factory=list)  # [copy][uninterrupted part][step]
 
     def __post_init__(self) -> None:
@@ -63,33 +90,53 @@ class CountingWorld:
         rows = [[self._play(copy) for copy in range(self.copies)] for _ in range(length)]
         steps = [step for row in rows for step in row if step is not None]
         finals = [step for step in steps if step.final_obs is not None]
+        starting = [step for step in steps if self.period and step.age % self.period == 0]
+        starting = [step for step in starting if self.rng.random() < self.states_sent]
         if not lost:
             for position, step in enumerate(steps):
-                step.position = self.rows + position
-                self.streams[step.obs[0]][-1].append(step)
-            self.rows += len(steps) + len(finals)
+                step.position = self.ledger.rows + position
+                self.streams[step.obs[0] % 100][-1].append(step)
+            self.ledger.rows += len(steps) + len(finals)
+            self.ledger.states += starting
         self.sequence += 1
+        flat = [step for row in rows for step in row]
         return Unroll(
             actor=self.actor,
             generation=self.generation,
             sequence=self.sequence - 1,
             columns=self._columns(rows),
-            final_at=np.flatnonzero([step is not None and step.final_obs is not None for row in rows for step in row]),
+            final_at=np.flatnonzero([step is not None and step.final_obs is not None for step in flat]),
             final_obs=np.array([step.final_obs for step in finals], np.float32).reshape(-1, 2),
+            start_at=np.flatnonzero([any(step is one for one in starting) for step in flat]),
+            starts={"h": np.array([[step.state] * 3 for step in starting], np.float32).reshape(-1, 3)},
         )
 
-    def windows(self, window: Window, capacity: int) -> dict[tuple[int, int], tuple[list[Step], tuple[int, int]]]:
-        """Return by first observation every window that is whole and alive: its steps, and the observation after."""
+    def restart(self) -> None:
+        """Die, and come back as the next generation."""
+        self.generation, self.sequence = self.generation + 1, 0
+        self._resetting = [False] * self.copies
+        self._age = [0] * self.copies
+        for copy, stream in enumerate(self.streams):
+            self._obs[copy] = self._new_obs(copy)
+            stream.append([])
+
+    def windows(self, window: Window, capacity: int, states: int = 0) -> dict[tuple[int, int], Held]:
+        """Return by first observation every window that is whole and alive, if so many recurrent states are kept."""
+        oldest = self.ledger.rows - capacity
         found = {}
         for part in (part for stream in self.streams for part in stream):
             for start, first in enumerate(part):
                 steps = _until_the_end(part[start : start + window.length])
                 ended = steps[-1].final_obs
                 after = part[start + window.length].obs if start + window.length < len(part) else None
-                alive = first.position >= self.rows - capacity
                 last = ended or after
-                if last and alive and first.age % window.period == 0:
-                    found[first.obs] = (steps, last)
+                behind = min(first.age, window.stack - 1)
+                before = part[max(0, start - behind) : start]
+                there = len(before) == behind and all(step.position >= oldest for step in [*before, first])
+                teaches = first.age == 0 or len(steps) > window.burn_in
+                stateful = not self.period or any(first is step for step in self.ledger.states[-states:])
+                if last and there and teaches and stateful and first.age % window.period == 0:
+                    found[first.obs] = Held(steps, last, [step.obs for step in before])
         return found
 
     def _play(self, copy: int) -> Step | None:
@@ -108,6 +155,7 @@ class CountingWorld:
             version=self.sequence + 1,
             log_mu=float(self.rng.integers(100)),
             age=self._age[copy],
+            state=int(self.rng.integers(1000)),
         )
         self._obs[copy] = self._new_obs(copy)
         self._age[copy] += 1
@@ -120,7 +168,7 @@ class CountingWorld:
 
     def _new_obs(self, copy: int) -> tuple[int, int]:
         self._serial += 1
-        return copy, self._serial
+        return 100 * self.actor + copy, self._serial
 
     def _columns(self, rows: list[list[Step | None]]) -> Columns:
         nothing = Step((-1, -1), 9, 99.0, False, False, -9, 99.0, 7)  # an autoreset row says nothing of meaning
@@ -146,9 +194,12 @@ def _until_the_end(steps: list[Step]) -> list[Step]:
     return steps[: ends[0] + 1] if ends else steps
 
 
-def make_shard(window: Window | None = None, seed: int = 0, **config: Any) -> ReplayShard:
+def make_shard(
+    window: Window | None = None, seed: int = 0, origin: int = 0, recurrent: bool = False, **config: Any
+) -> ReplayShard:
     """Return an empty shard of counting worlds."""
-    return ReplayShard(ReplayConfig(**config), SPEC, window or Window(), EXTRA, np.random.default_rng(seed), no_clock)
+    rng, starts = np.random.default_rng(seed), STATES if recurrent else {}
+    return ReplayShard(ReplayConfig(**config), SPEC, window or Window(), EXTRA, rng, no_clock, origin, starts)
 
 
 def bandit_unroll(priorities: Sequence[float] | None, sequence: int = 0, count: int = 0, **fields: Any) -> Unroll:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,12 @@ import pytest
 from cluster.checkpoints import Checkpoints, load_checkpoint, load_to_resume
 from cluster.cli import main
 from cluster.config import Config, dump, load, parse
+from cluster.contents import replay_folder
 from cluster.local import run_local
 from cluster.report import CheckpointDue, Event, Outcome
 from cluster.reporter import Reporter
 from cluster.resume import resumed, start_of
+from cluster.roles import FRESH, Start
 from cluster.run_folder import Run, RunFolder
 from cluster.signals import STOPPING
 from cluster.terminal import QuietView
@@ -87,7 +89,7 @@ def keep(events: list[Event], folder: Path, config: Config[Any]) -> Checkpoints:
     return run.checkpoints
 
 
-def run_until(turns: int, config: Config[Any]) -> list[Event]:
+def run_until(turns: int, config: Config[Any], run: Path | None = None) -> list[Event]:
     """Make a run that is killed after so many turns, and return what it reported."""
     events: list[Event] = []
     left = iter(range(turns))
@@ -98,8 +100,13 @@ def run_until(turns: int, config: Config[Any]) -> list[Event]:
         return False
 
     with pytest.raises(KilledError):
-        run_local(config, events.append, stopped, no_clock)
+        run_local(config, events.append, stopped, no_clock, in_folder(config, run))
     return events
+
+
+def in_folder(config: Config[Any], run: Path | None) -> Start:
+    """Return the start of a new run whose shards are outlived by what they hold, if it has a folder."""
+    return FRESH if run is None else Start(folder=str(replay_folder(config.replay, run)))
 
 
 @pytest.mark.parametrize(("kind", "turns"), [("adam", 40), ("adam", 79), ("rmsprop", 55), ("sgd", 55)])
@@ -107,7 +114,8 @@ def test_a_resumed_run_ends_with_the_very_bits_of_the_undisturbed_one(kind: str,
     config = small(learner__optimizer__kind=f'"{kind}"', actor__fetch_every=100)
     whole = run_local(config, lambda event: None, clock=no_clock)
 
-    keep(run_until(turns, config), tmp_path / "a", config)
+    keep(run_until(turns, config, tmp_path / "kept" / "a"), tmp_path / "a", config)
+    (tmp_path / "kept" / "a" / "replay").rename(tmp_path / "a" / "replay")
     start, _ = resumed(Run(tmp_path / "a"), config)
     again = run_local(config, lambda event: None, clock=no_clock, start=start)
 
@@ -136,9 +144,11 @@ def test_a_run_that_was_asked_to_stop_goes_on_where_it_was(tmp_path: Path) -> No
     config = small()
     events: list[Event] = []
     turns = iter(range(50))
-    stopped = run_local(config, events.append, lambda: next(turns, None) is None, no_clock)
+    begin = in_folder(config, tmp_path / "kept" / "a")
+    stopped = run_local(config, events.append, lambda: next(turns, None) is None, no_clock, begin)
 
     keep(events, tmp_path / "a", config)
+    (tmp_path / "kept" / "a" / "replay").rename(tmp_path / "a" / "replay")
     start, name = resumed(Run(tmp_path / "a"), config)
     after: list[Event] = []
     end = run_local(config, after.append, clock=no_clock, start=start)
@@ -148,6 +158,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_where_it_was(tmp_path: Path) -> No
     assert end.updates > stopped.updates
     versions = [event.version for event in [*events, *after] if isinstance(event, CheckpointDue) and event.states]
     assert versions == sorted(set(versions))
+    assert not start.lost
     sampled_per_insert = 2.0
     windows = [start.states[f"replay_server[{shard}]"].meta["inserted"] for shard in range(2)]
     assert start.states["learner[0]"].meta["source"]["sampled"] <= sampled_per_insert * sum(windows)
@@ -167,6 +178,7 @@ def test_the_stored_checkpoint_of_schema_1_still_goes_on(tmp_path: Path) -> None
     config = load(str(run.config))
 
     start, name = resumed(run, config)
+    assert start.lost == "checkpoint step-132 kept none of it"
     end = run_local(replace(config, goal=replace(config.goal, total_steps=2700)), lambda event: None, start=start)
 
     assert name == "step-132"
@@ -232,8 +244,9 @@ def test_a_run_goes_on_in_its_folder_to_a_further_goal(runs: Path) -> None:
         (
             ["--learner.batch-size", "32"],
             "learner.batch_size must stay 16 when a is resumed, got 32; only goal.*, evaluator.*, checkpoint.*, "
-            "replay.samples_per_insert and, with ray, actor.num may change, and --init-from a begins a new run with "
-            "its parameters",
+            "replay.samples_per_insert, replay.durability, replay.fsync_every_s, replay.folder and, with ray, "
+            "actor.num, replay.shards, replay.capacity, replay.capacity_bytes may change, and --init-from a begins a "
+            "new run with its parameters",
         ),
         (["--actor.num", "3"], "actor.num must stay 2 when a is resumed, got 3"),
         (["--seed", "9"], "seed must stay 3 when a is resumed, got 9"),
@@ -276,19 +289,81 @@ def test_a_run_that_somebody_makes_is_not_resumed(runs: Path) -> None:
     assert (said.code, said.err) == (2, f"starling: run a is in use by process {os.getpid()}\n")
 
 
-def test_a_damaged_checkpoint_is_named_with_the_one_to_use_instead(runs: Path) -> None:
+def newest_snapshot(runs: Path, shard: int) -> Path:
+    state = load_to_resume(runs / "a" / "checkpoints").states[f"replay_server[{shard}]"]
+    return runs / "a" / "replay" / f"shard-{shard}" / "snapshots" / str(state.meta["snapshot"])
+
+
+def damaged_roles(runs: Path) -> Path:
     latest = load_to_resume(runs / "a" / "checkpoints").facts["name"]
-    file = runs / "a" / "checkpoints" / latest / "replay-1.codec"
-    file.write_bytes(file.read_bytes()[:-1])
+    return runs / "a" / "checkpoints" / latest / "roles.codec"
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        (damaged_roles, "{file} is damaged: its sha256 is not the one in the manifest"),
+        (lambda runs: newest_snapshot(runs, 1) / "index.codec", "{file} is damaged: its sha256 is not the one that"),
+        (lambda runs: max(newest_snapshot(runs, 0).glob("*.seg")), "{file} is damaged: it must have {size} bytes, got"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_one_to_use_instead(
+    of: Callable[[Path], Path], sentence: str, runs: Path
+) -> None:
+    latest = load_to_resume(runs / "a" / "checkpoints").facts["name"]
+    file = of(runs)
+    content = file.read_bytes()
+    file.unlink()  # what older snapshots link stays
+    file.write_bytes(content[:-1])
 
     said = resume(runs)
     older = said.err.split()[-5]
     again = resume(runs, "--at", older, "--quiet")
 
-    assert said.err.startswith(f"starling: {file} is damaged: its sha256 is not the one in the manifest; the newest")
+    assert said.err.startswith(f"starling: {sentence.format(file=file, size=len(content))}")
+    assert "; the newest usable checkpoint" in said.err
     assert said.err.endswith(f"is {older}: --at {older} goes on from there\n")
     assert again.code == 0
     assert older != latest
+
+
+def test_snapshots_go_with_their_checkpoints_and_what_they_hold_with_them(runs: Path) -> None:
+    named = Checkpoints(runs / "a" / "checkpoints").snapshots()
+
+    there = [{path.name for path in (runs / "a" / "replay").glob(f"shard-{n}/snapshots/*")} for n in range(2)]
+
+    assert there == [named, named]
+    assert 3 <= len(named) <= 4  # checkpoint.keep, and perhaps the best
+
+
+def test_contents_that_are_gone_are_declared_lost_and_learning_waits_again(runs: Path) -> None:
+    shutil.rmtree(runs / "a" / "replay")
+
+    said = resume(runs, "--total-steps", "1500", "--plain")
+
+    folder = runs / "a" / "replay"
+    sentence = f"contents of the replay are lost: {folder} is not there; learning waits for 100 windows again"
+    assert (said.code, said.out.splitlines()[2]) == (0, sentence)
+    assert [event["why"] for event in rows(runs / "a", "events.jsonl") if event["event"] == "replay_lost"] == [
+        f"{folder} is not there"
+    ]
+
+
+def test_a_run_that_keeps_nothing_goes_on_without_what_its_shards_held(runs: Path) -> None:
+    switched_off = resume(runs, "--total-steps", "1500", "--quiet", "--replay.durability", "none")
+    again = resume(runs, "--total-steps", "1700", "--plain")
+
+    assert (switched_off.code, again.code) == (0, 0)
+    assert "contents of the replay are lost: checkpoint step-" in again.out
+    assert rows(runs / "a", "metrics.jsonl")[-1]["env_steps"] >= 1700
+
+
+def test_what_came_back_is_an_event(runs: Path) -> None:
+    resume(runs, "--total-steps", "1500", "--quiet")
+
+    restored = [event for event in rows(runs / "a", "events.jsonl") if event["event"] == "replay_restored"]
+    assert [event["role"] for event in restored] == ["replay_server[0]", "replay_server[1]"]
+    assert all(event["rows"] > 0 and event["torn_bytes"] == 0 for event in restored)
 
 
 @pytest.mark.parametrize(("choice", "code", "folders"), [("fail", 2, 1), ("new", 0, 2), ("resume", 0, 1)])

@@ -2,69 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from replay_server.shard import ReplayShard
 from starling.types import SampleReply
 from starling.windows import Window
-from tests.replay_worlds import CountingWorld, Step, bandit_shard, bandit_unroll, draw, make_shard
-
-LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
-WINDOWS = st.builds(Window, length=st.integers(1, 5), period=st.integers(1, 3), every_obs=st.booleans())
-
-
-@settings(deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    window=WINDOWS,
-    lengths=LENGTHS,
-    lost=st.sets(st.integers(0, 11), max_size=2),
-    copies=st.integers(1, 3),
-    end_probability=st.sampled_from([0.0, 0.2, 0.7]),
-    next_step=st.booleans(),
-    capacity=st.integers(36, 120),
-)
-def test_what_can_be_sampled_is_every_window_that_is_whole_and_alive_and_nothing_else(
-    seed: int,
-    window: Window,
-    lengths: list[int],
-    lost: set[int],
-    copies: int,
-    end_probability: float,
-    next_step: bool,
-    capacity: int,
-) -> None:
-    world = CountingWorld(np.random.default_rng(seed), copies, end_probability, next_step)
-    shard = make_shard(window, alpha=0.0, capacity=capacity)
-    for index, length in enumerate(lengths):
-        unroll = world.unroll(length, lost=index in lost)
-        if index not in lost:
-            shard.insert(unroll)
-
-    reply = draw(shard, 40 * 120)
-
-    truth = world.windows(window, capacity)
-    assert reply.size == len(truth)
-    assert {first_obs(reply, n) for n in range(len(reply.keys))} == set(truth)
-    for n in range(min(len(reply.keys), 200)):
-        assert_is_slice(reply, n, *truth[first_obs(reply, n)], every_obs=window.every_obs)
-
-
-def first_obs(reply: SampleReply, n: int) -> tuple[int, int]:
-    copy, serial = reply.columns["obs"][0, n].astype(int).tolist()
-    return copy, serial
-
-
-def assert_is_slice(reply: SampleReply, n: int, steps: list[Step], last: tuple[int, int], every_obs: bool) -> None:
-    padding = len(reply.columns["valid"]) - len(steps)
-    for name in ("action", "reward", "terminated", "truncated", "version", "log_mu"):
-        column = reply.columns[name][:, n].tolist()
-        assert column == [getattr(step, name) for step in steps] + [0] * padding
-    assert reply.columns["valid"][:, n].tolist() == [True] * len(steps) + [False] * padding
-    seen = [step.obs for step in steps] + [last] * (padding + 1)
-    expected = seen if every_obs else [seen[0], seen[-1]]
-    assert reply.columns["obs"][:, n].tolist() == [list(obs) for obs in expected]
+from tests.replay_worlds import CountingWorld, bandit_shard, bandit_unroll, draw, make_shard
 
 
 def test_windows_are_drawn_in_proportion_to_their_priorities() -> None:

@@ -14,6 +14,7 @@ from cluster.budget import Plan
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
+from cluster.contents import replay_folder
 from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
 from cluster.ray_node import OBJECT_STORE_BYTES
@@ -145,6 +146,9 @@ def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     with _folder(job) as folder:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
+        else:
+            kept_in = str(replay_folder(config.replay, folder.path))
+            job = replace(job, start=replace(job.start, folder=kept_in))
         console = Console()
         if options.mode in ("live", "plain"):
             for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job)):
@@ -191,7 +195,10 @@ def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
     folder.change_config(dump(job.config))
     past = start.past
     facts = {"checkpoint": name, "env_steps": past.env_steps, "updates": past.updates, "command": job.command}
-    return replace(job, start=start, notes={"resumed": facts})
+    notes: dict[str, dict[str, Any]] = {"resumed": facts}
+    if start.lost:
+        notes["replay_lost"] = {"why": start.lost}
+    return replace(job, start=start, notes=notes)
 
 
 def _first_lines(job: Job) -> Iterator[str]:
@@ -200,6 +207,9 @@ def _first_lines(job: Job) -> Iterator[str]:
         yield f"memory {job.plan}"
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
+    if said := job.notes.get("replay_lost"):
+        windows = job.config.replay.min_windows
+        yield f"contents of the replay are lost: {said['why']}; learning waits for {windows:,} windows again"
     if said := job.notes.get("initialised"):
         left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
         yield f"from {said['run']}: {', '.join(said['taken'])}{left}"
