@@ -11,6 +11,7 @@ import psutil
 from cluster.config import Config
 from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.roles import build_algorithm
+from replay_server.journal import BACKLOG_BYTES
 from replay_server.storage import MAX_ROWS, columns_of, row_bytes
 from starling.errors import check
 from starling.networks.description import Mlp, num_params
@@ -25,6 +26,7 @@ LOCAL_BYTES = 150 * MB  # a run's only process, torch and replay left out
 UNROLLS_PER_ACTOR = 3  # one that is played, and two that are not acknowledged yet
 COPIES_IN_LEARNER = 8  # of the parameters: networks, targets, gradients, the optimizer's, versions and checkpoints
 COPIES_ELSEWHERE = 2
+INDEX_BYTES = 2 * 12  # of a row in a snapshot's index: its mass and its draws, once as they are and once packed
 STORE_MARGIN = 1.25  # Ray's store fragments, and spills to the disk before it is full
 SHM = Path("/dev/shm")
 CGROUPS = (  # limit, usage, and the field of memory.stat that can be had back
@@ -40,6 +42,7 @@ class Plan:
     shards: int
     rows: int  # of a shard
     row_bytes: int
+    keeping_bytes: int  # what waits for the disk, and the index of a snapshot, of all shards
     processes: int
     process_bytes: int  # of all of them
     unroll_bytes: int  # not acknowledged, over all actors
@@ -55,7 +58,8 @@ class Plan:
     @property
     def other_bytes(self) -> int:
         """All but the replay."""
-        return self.process_bytes + self.unroll_bytes + self.sample_bytes + self.param_bytes
+        under_way = self.unroll_bytes + self.sample_bytes + self.param_bytes
+        return self.process_bytes + self.keeping_bytes + under_way
 
     @property
     def total_bytes(self) -> int:
@@ -83,6 +87,7 @@ def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     algorithm = build_algorithm(config)
     window, columns, networks = algorithm.window, columns_of(spec, algorithm.columns(spec)), algorithm.acting(spec)
     row, replay, learner = row_bytes(columns, window), config.replay, config.learner
+    rows = replay.shard_rows(row)
     steps = config.actor.unroll_length * config.env.copies
     windows = learner.batch_size * learner.batches_per_request * (learner.requests_ahead + 1)
     params = 4 * sum(num_params(network, spec) for network in algorithm.networks(spec).values())
@@ -91,8 +96,9 @@ def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     base = RAY_BYTES + processes * ROLE_BYTES if config.runtime == "ray" else LOCAL_BYTES
     return Plan(
         shards=replay.shards,
-        rows=replay.shard_rows(row),
+        rows=rows,
         row_bytes=row,
+        keeping_bytes=replay.shards * (BACKLOG_BYTES + rows * INDEX_BYTES) if replay.durability != "none" else 0,
         processes=processes,
         process_bytes=base + torch * TORCH_BYTES,
         unroll_bytes=2 * UNROLLS_PER_ACTOR * config.actor.num * steps * row,

@@ -22,6 +22,7 @@ A_PLAN = Plan(
     shards=2,
     rows=500_000,
     row_bytes=7_101,
+    keeping_bytes=0,
     processes=6,
     process_bytes=900_000_000,
     unroll_bytes=100_000_000,
@@ -79,12 +80,13 @@ def test_a_capacity_in_bytes_bounds_the_plan() -> None:
 @pytest.mark.parametrize(
     ("part", "sections"),
     [
-        ("unroll_bytes", {"actor": {"unroll_length": 32}}),
+        ("unroll_bytes", {"actor": {"unroll_length": 64}}),
         ("unroll_bytes", {"env": {"copies": 32}}),
         ("sample_bytes", {"learner": {"batch_size": 128}}),
         ("sample_bytes", {"learner": {"batches_per_request": 16}}),
         ("param_bytes", {"algorithm": {"hidden": [256, 256]}}),
         ("process_bytes", {"actor": {"num": 3}}),
+        ("keeping_bytes", {"replay": {"capacity": 40_000}}),
     ],
 )
 def test_each_setting_that_takes_memory_is_in_the_plan(part: str, sections: dict[str, Any]) -> None:

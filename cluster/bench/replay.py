@@ -76,7 +76,7 @@ def throughput(config: Config[Any], spec: Spec, params: Params, kept: Path, seco
         for shards in (1, 2)
     )
     no_op = median([no_op, calls_per_s(seconds / 4)])
-    push = unroll_length(config, PUSH) * config.env.copies
+    push = _pushed(config) * config.env.copies
     settings = {
         "shards": config.replay.shards,
         "writers": WRITERS,
@@ -112,9 +112,13 @@ def unroll_length(config: Config[Any], steps: int) -> int:
     return -(-steps // config.env.copies)
 
 
+def _pushed(config: Config[Any]) -> int:
+    return max(config.actor.unroll_length, unroll_length(config, PUSH))
+
+
 def _flow(config: Config[Any], spec: Spec, params: Params, kept: Path, shards: int, seconds: float) -> Flow:
     settings = replace(config.replay, capacity=ROWS // 5, min_windows=BATCH, samples_per_insert=0, shards=shards)
-    config = replace(config, replay=settings)
+    config = replace(config, replay=settings, actor=replace(config.actor, num=WRITERS))
     replay = Replay(folder=str(kept / f"flow-{shards}"))
     members = Members(time.monotonic, alarm)
     servers = [
@@ -122,7 +126,7 @@ def _flow(config: Config[Any], spec: Spec, params: Params, kept: Path, shards: i
         for shard in range(shards)
     ]
     for writer in range(WRITERS):
-        played = partial(play, config, spec, params, writer, unroll_length(config, PUSH), UNROLLS)
+        played = partial(play, config, spec, params, writer, _pushed(config), UNROLLS)
         members.loop("writer", writer, partial(Writer, played, time.monotonic), sink=[servers[writer % shards]])
     members.loop("sampler", 0, partial(Sampler, config, time.monotonic), source=servers)
     return measure_flow(members, seconds)
