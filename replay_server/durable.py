@@ -1,5 +1,6 @@
 """A shard whose contents outlive it: what it stores also goes into its log."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,11 @@ class DurableShard:
             return self._origins[name]
         outcome = self._journal.taken(name)
         return None if outcome is None else State(meta=outcome)
+
+    def prune(self, keep: Collection[str]) -> None:
+        """Remove all snapshots but these, and but those that were begun since the call."""
+        if self._journal:
+            self._journal.prune(keep)
 
     def stats(self) -> dict[str, Any]:
         """Return what the shard has done and holds; `notes` are sentences for a person, each about new trouble."""

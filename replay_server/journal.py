@@ -1,7 +1,7 @@
 """What makes a shard's contents outlive it: every unroll in its log, before or behind the acknowledgement."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -9,9 +9,9 @@ from threading import Thread
 from typing import Any
 
 from replay_server.config import ReplayConfig
-from replay_server.log import LIVE, SEGMENT_BYTES, LiveLog
+from replay_server.log import SEGMENT_BYTES, LiveLog
 from replay_server.segments import Segment, Sync, Write
-from replay_server.snapshots import facts, write_snapshot
+from replay_server.snapshots import facts, prune_snapshots, write_snapshot
 from starling.codec import Octets
 from starling.errors import RunError
 from starling.failpoints import reach
@@ -49,7 +49,7 @@ class Journal:
         self._folder = folder
         self._clock = clock
         self._sync = sync
-        self._log = LiveLog(folder / LIVE, segment_bytes, write, sync)
+        self._log = LiveLog(folder, segment_bytes, write, sync)
         self._before_the_answer = config.durability == "journal"
         self._sync_every_s = config.fsync_every_s
         self._forces_in_time = (
@@ -94,9 +94,9 @@ class Journal:
         """Remove the segments of which no row is alive."""
         if self._before_the_answer:
             if gone := self._log.retire(oldest_row):
-                self._later(partial(_remove, gone))  # behind the snapshots that still link them
+                self._later(partial(self._remove, gone))  # behind the snapshots that still link them
         elif self._log.has_dead(oldest_row):
-            self._later(lambda: _remove(self._log.retire(oldest_row)))
+            self._later(lambda: self._remove(self._log.retire(oldest_row)))
 
     def snapshot(self, name: str, index: State) -> None:
         """Begin a snapshot of all that was appended until now; inserts go on meanwhile."""
@@ -110,6 +110,10 @@ class Journal:
         if isinstance(outcome, RunError):
             raise outcome
         return outcome
+
+    def prune(self, keep: Collection[str]) -> None:
+        """Remove all snapshots but these, and but those that were begun since the call."""
+        self._later(partial(self._prune, frozenset(keep)))
 
     def close(self) -> None:
         """Write what waits, force it to the disk, and end the thread."""
@@ -142,11 +146,26 @@ class Journal:
         try:
             self._log.sync()
             place, sha256 = write_snapshot(self._folder, name, index, segments, self._sync)
-        except OSError as error:
-            self._taken[name] = RunError(f"snapshot {name} of {self._folder} was not taken: {error.strerror}")
+        except (OSError, RunError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._taken[name] = RunError(f"snapshot {name} of {self._folder} was not taken: {why}")
             return
         records = sum(segment.records for segment in segments)
         self._taken[name] = {**facts(index), "snapshot": place, "sha256": sha256, "records": records}
+
+    def _prune(self, keep: Collection[str]) -> None:
+        try:
+            prune_snapshots(self._folder, keep)
+        except OSError as error:
+            self._note(f"has old snapshots that cannot be removed ({error.strerror})")
+
+    def _remove(self, segments: list[Path]) -> None:
+        reach("replay.before_retire")
+        try:
+            for path in segments:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            self._note(f"has old segments that cannot be removed ({error.strerror})")
 
     def _note(self, what: str) -> None:
         if not self._in_trouble:
@@ -176,9 +195,3 @@ class Journal:
 
     def _is_time_to_sync(self) -> bool:
         return self._clock() - self._synced_at >= self._sync_every_s
-
-
-def _remove(paths: list[Path]) -> None:
-    reach("replay.before_retire")
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A shard's live log: the folder of its segments, to append to and to read."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from replay_server.segments import (
     Sync,
     Write,
     damaged,
+    sync_folder,
 )
 from starling.codec import Octets
 from starling.errors import RunError
+from starling.failpoints import reach
 
 LIVE = "live"
 SEGMENT_BYTES = 32 << 20
@@ -36,15 +39,16 @@ class LiveLog:
         write: Write = os.write,
         sync: Sync = os.fsync,
     ) -> None:
-        self._folder = folder
+        self._folder = folder / LIVE
         self._segment_bytes = segment_bytes
         self._write, self._sync = write, sync
-        folder.mkdir(parents=True, exist_ok=True)
-        log = LogReader(segment_paths(folder), headers_only=True)
+        settle_live(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = LogReader(segment_paths(self._folder), headers_only=True)
         for _ in log:
             pass  # only to see where it ends
         if log.torn_bytes:
-            raise RunError(f"{folder} has a torn end: it must be restored before it is appended to")
+            raise RunError(f"{self._folder} has a torn end: it must be restored before it is appended to")
         self._closed = [segment for segment in log.segments if segment.records]
         self._end = log.end
         self._writer: SegmentWriter | None = None
@@ -177,3 +181,59 @@ class LogReader:
 def segment_paths(folder: Path) -> list[Path]:
     """Return the segments of a folder, the oldest first."""
     return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def settle_live(folder: Path) -> None:
+    """Complete a change of a shard's live log that was interrupted between two renames, or undo it before."""
+    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
+    if not live.exists() and gone.exists():
+        (new if new.exists() else gone).rename(live)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def replace_live(folder: Path, parts: Sequence[tuple[Path, int]]) -> None:
+    """Let the live log consist of these parts: whole segments are linked, of others the beginning is copied.
+
+    It is built aside and swapped in, so that it is the old one or the new one whenever the process dies.
+    """
+    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
+    new.mkdir(parents=True)
+    for path, size in parts:
+        if path.stat().st_size == size:
+            link_or_copy(path, new / path.name, size)
+        else:
+            copy_prefix(path, new / path.name, size)
+    sync_folder(new)
+    sync_folder(folder)
+    reach("replay.before_live_rename")
+    if live.exists():
+        live.rename(gone)
+    reach("replay.between_live_renames")
+    new.rename(live)
+    sync_folder(folder)
+    reach("replay.after_live_rename")
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
+    """Let `target` begin with the first `size` bytes of a file: its very bytes, or a copy where links cannot be."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        copy_prefix(source, target, size, sync)
+
+
+def copy_prefix(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
+    """Copy the first `size` bytes of a file."""
+    with source.open("rb") as old, target.open("wb") as new:
+        done = 0
+        while done < size:
+            piece = old.read(min(1 << 20, size - done))
+            if not piece:
+                raise RunError(f"{source} must have {size} bytes, got {done}")
+            done += new.write(piece)
+        new.flush()
+        sync(new.fileno())

@@ -1,7 +1,6 @@
 """How a shard gets back what it held: from its log and a snapshot's index; nothing damaged gets back unseen."""
 
 import heapq
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_server.durable import DurableShard
-from replay_server.log import LIVE, LogReader, segment_paths
-from replay_server.segments import Position, Record, Segment, sync_folder
+from replay_server.log import LIVE, LogReader, replace_live, segment_paths, settle_live
+from replay_server.segments import Position, Record, Segment
 from replay_server.shard import ReplayShard
-from replay_server.snapshots import SNAPSHOTS, copy_prefix, link_or_copy, read_snapshot, snapshot_paths
+from replay_server.snapshots import SNAPSHOTS, read_snapshot, remove_unfinished, snapshot_paths
 from starling.errors import CodecError, RunError
-from starling.failpoints import reach
 from starling.state import State
 from starling.types import Unroll
 from starling.wire import decode_unroll
 
 Meta = Mapping[str, Any]
-Part = tuple[Path, int]  # a segment, and how many of its bytes
 
 
 class Restored(NamedTuple):
@@ -39,6 +36,7 @@ def restore_exactly(shard: ReplayShard, folder: Path, meta: Meta) -> Restored:
 
     Afterwards the live log holds the snapshot's records and no others. The writers are forgotten: they begin anew.
     """
+    settle(folder)
     return _restore(shard, _past(folder, meta, tail=False))
 
 
@@ -47,6 +45,7 @@ def restore_newest(shard: ReplayShard, folder: Path, meta: Meta | None) -> Resto
 
     The account is the snapshot's, so what came since is no debt. The writers are forgotten: they begin anew.
     """
+    settle(folder)
     return _restore(shard, _past(folder, meta, tail=True))
 
 
@@ -57,18 +56,24 @@ def restore_live(shard: ReplayShard, folder: Path) -> Restored:
     account begins anew. Whatever is behind damage is lost, and the notes say so.
     """
     settle(folder)
-    notes = []
+    notes: list[str] = []
+    counts, passes = _Counts(), {Position()}
     log = LogReader(segment_paths(folder / LIVE))
-    counts = _Counts()
     try:
-        _refill(shard, log, folder, counts)
+        _refill(shard, _passing(log, passes), folder, counts)
     except RunError as damage:
         notes.append(f"{damage}; what was inserted after it is lost")
-    index = _newest_index(folder, notes)
+    index = _newest_index(folder, passes, notes)
     if index:
         _lay(shard, index, account=False, writers=True, tail=True)
     replace_live(folder, [(folder / LIVE / segment.file, segment.bytes) for segment in log.segments if segment.records])
     return Restored(counts.records, counts.rows, log.torn_bytes, notes)
+
+
+def settle(folder: Path) -> None:
+    """Bring a shard's folder into order in which a process died: nothing is left half done."""
+    settle_live(folder)
+    remove_unfinished(folder)
 
 
 def rehash(
@@ -80,8 +85,9 @@ def rehash(
 ) -> Restored:
     """Take over from other shards what the actors wrote that are `mine`, and write it into this shard's own log.
 
-    Oldest first, in proportion over the folders, so that what does not fit is the oldest of each. The folders are
-    read only, and none of them may be this shard's own. With `tails` what came after the snapshots counts too.
+    Oldest first, in proportion over the folders, so that what does not fit is the oldest of each. The folders are only
+    read, by several shards at once; each must be settled, and none may be this shard's own. With `tails` what came
+    after the snapshots counts too.
     """
     pasts = [_past(folder, meta, tails) for folder, meta in zip(folders, metas, strict=True)]
     counts = _Counts()
@@ -99,39 +105,6 @@ def rehash(
         shard.set_masses(rows_now[known], masses[known])
     torn_bytes = sum(past.torn_bytes for past in pasts)
     return Restored(counts.records, counts.rows, torn_bytes, [note for past in pasts for note in past.notes])
-
-
-def settle(folder: Path) -> None:
-    """Complete a change of a shard's live log that was interrupted between two renames, or undo it before."""
-    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
-    if not live.exists() and gone.exists():
-        (new if new.exists() else gone).rename(live)
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def replace_live(folder: Path, parts: Sequence[Part]) -> None:
-    """Let the live log consist of these parts: whole segments are linked, of others the beginning is copied.
-
-    It is built aside and swapped in, so that it is the old one or the new one whenever the process dies.
-    """
-    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
-    new.mkdir(parents=True)
-    for path, size in parts:
-        if path.stat().st_size == size:
-            link_or_copy(path, new / path.name, size)
-        else:
-            copy_prefix(path, new / path.name, size)
-    sync_folder(new)
-    sync_folder(folder)
-    reach("replay.before_live_rename")
-    if live.exists():
-        live.rename(gone)
-    reach("replay.between_live_renames")
-    new.rename(live)
-    sync_folder(folder)
-    reach("replay.after_live_rename")
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -171,7 +144,6 @@ class _Past:
 
 def _past(folder: Path, meta: Meta | None, tail: bool) -> _Past:
     """Find what a shard held at a snapshot, if there is one, and with `tail` also what its log took since."""
-    settle(folder)
     if meta is None or "snapshot" not in meta:
         parts, torn_bytes, _ = _live(folder, "") if tail else ([], 0, set())
         return _Past(folder=folder, index=None, parts=parts, torn_bytes=torn_bytes)
@@ -194,7 +166,9 @@ def _live(folder: Path, since: str) -> tuple[list[tuple[Path, Segment]], int, se
     """Return the live segments from a file on, the bytes of a torn end, and where the log may be gone on from."""
     paths = [path for path in segment_paths(folder / LIVE) if path.name >= since]
     log = LogReader(paths, headers_only=True)
-    passes = {log.end for _ in log}
+    passes: set[Position] = set()
+    for _ in _passing(log, passes):
+        pass  # headers say enough
     parts = [part for part in zip(paths, log.segments, strict=True) if part[1].records]
     return parts, log.torn_bytes, passes
 
@@ -226,13 +200,23 @@ def _unroll(record: Record, folder: Path) -> Unroll:
         raise RunError(f"record {record.serial} of {folder} holds no unroll: {error}") from None
 
 
-def _newest_index(folder: Path, notes: list[str]) -> State | None:
-    """Return the newest index that can be trusted."""
+def _passing(log: LogReader, passes: set[Position]) -> Iterator[Record]:
+    """Read a log, and remember from where it could have been gone on."""
+    for record in log:
+        passes.add(log.end)
+        yield record
+
+
+def _newest_index(folder: Path, passes: set[Position], notes: list[str]) -> State | None:
+    """Return the newest index that can be trusted and is of this log: one of a lost future may lie beside it."""
     for path in snapshot_paths(folder):
         try:
-            return read_snapshot(path)[0]
+            index, segments = read_snapshot(path)
         except RunError as damage:
-            notes.append(f"{damage}; an older snapshot's priorities are used, if there is one")
+            notes.append(f"{damage}; the priorities are those of an older snapshot, if there is one")
+            continue
+        if segments and segments[-1].end in passes:
+            return index
     return None
 
 

@@ -56,6 +56,7 @@ class ReplayShard:
         self._tree = SumTree(rows)
         self._times_sampled = np.zeros(rows, np.uint32)
         self._streams: dict[int, Stream] = {}  # the one that wrote last comes last
+        self._tidy_at = rows
         self._size = 0  # windows alive
         self._inserted = 0  # windows ever
         self._insert_limit = -(-config.min_windows // config.shards)  # so that actors need not wait for the learner
@@ -221,7 +222,7 @@ class ReplayShard:
         lost = self._making_room(storage.end + unroll.num_steps + len(unroll.final_at))
         carried = self._carried(unroll)
         rows = Rows.of(unroll, storage.append(unroll))
-        if self._starts is not None:
+        if self._starts is not None and unroll.start_at.size:
             lost = np.union1d(lost, self._keep_states(self._starts, unroll, rows))
         if carried is not None:
             goes_on = carried.acted[-1] & ~carried.ended[-1]
@@ -297,13 +298,23 @@ class ReplayShard:
         self._tree.set(slots, given)
 
     def _remember(self, unroll: Unroll, rows: Rows) -> None:
-        """Keep what later unrolls of this writer need, and forget the one that was silent for longest."""
+        """Keep what later unrolls of this writer need, and forget those that have been silent for longest."""
         self._streams.pop(unroll.actor, None)
         tail = rows.tail(self._window.length + self._window.stack - 1).copy()
         self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, tail)
-        for actor in list(self._streams)[: len(self._streams) - MAX_SILENT]:
+        excess = len(self._streams) - MAX_SILENT
+        for actor in list(self._streams)[:excess] if excess > 0 else ():
             if self._streams[actor].newest < self._storage.oldest:
                 del self._streams[actor]
+        if self._storage.end >= self._tidy_at:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Let go of the rows of silent writers when they are overwritten, now and then."""
+        self._tidy_at = self._storage.end + self._storage.capacity // 4
+        for actor, stream in self._streams.items():
+            if stream.newest < self._storage.oldest:
+                self._streams[actor] = stream._replace(rows=None)
 
     def _with(self, writers: list[list[int]]) -> dict[int, Stream]:
         """Return the streams of an index, and then those that wrote after it."""

@@ -9,13 +9,12 @@ live log lets go.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from replay_server.log import LIVE
+from replay_server.log import LIVE, link_or_copy
 from replay_server.segments import Segment, Sync, sync_folder
 from starling.errors import CodecError, RunError
 from starling.failpoints import reach
@@ -25,6 +24,7 @@ SNAPSHOTS = "snapshots"
 INDEX = "index.codec"
 SEAL = "index.sha256"
 _SEGMENTS = "segments"  # in the index's meta
+_GONE = ".gone-"
 
 
 def write_snapshot(folder: Path, name: str, index: State, segments: Sequence[Segment], sync: Sync) -> tuple[str, str]:
@@ -75,18 +75,19 @@ def snapshot_paths(folder: Path) -> list[Path]:
 
 
 def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
-    """Remove a shard's snapshots but for those that are to be kept, and what is left of unfinished ones.
+    """Remove a shard's snapshots but for those that are to be kept; one that is being taken is not touched."""
+    for path in snapshot_paths(folder):
+        if path.name not in keep:
+            path.rename(path.with_name(f"{_GONE}{path.name}"))  # at once: half a snapshot must not look like one
+    reach("replay.before_prune")
+    for gone in (folder / SNAPSHOTS).glob(f"{_GONE}*"):
+        shutil.rmtree(gone)
 
-    Not while a snapshot is being taken.
-    """
-    for path in (folder / SNAPSHOTS).glob("*"):
-        if path.name.startswith("."):
-            shutil.rmtree(path)
-        elif path.name not in keep:
-            gone = path.with_name(f".gone-{path.name}")
-            path.rename(gone)  # at once: half a snapshot must not look like one
-            reach("replay.before_prune")
-            shutil.rmtree(gone)
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left that died while it took or removed a snapshot."""
+    for path in (folder / SNAPSHOTS).glob(".*"):
+        shutil.rmtree(path)
 
 
 def facts(index: State) -> dict[str, Any]:
@@ -94,29 +95,6 @@ def facts(index: State) -> dict[str, Any]:
     return {name: index.meta[name] for name in ("origin", "inserted", "end")} | {
         "size": int((index.arrays["masses"] > 0.0).sum())
     }
-
-
-def link_or_copy(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
-    """Let `target` begin with the first `size` bytes of a file: its very bytes, or a copy where links cannot be."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        copy_prefix(source, target, size, sync)
-
-
-def copy_prefix(source: Path, target: Path, size: int, sync: Sync = os.fsync) -> None:
-    """Copy the first `size` bytes of a file."""
-    with source.open("rb") as old, target.open("wb") as new:
-        done = 0
-        while done < size:
-            piece = old.read(min(1 << 20, size - done))
-            if not piece:
-                raise RunError(f"{source} must have {size} bytes, got {done}")
-            done += new.write(piece)
-        new.flush()
-        sync(new.fileno())
 
 
 def _place(folder: Path, name: str, sha256: str) -> Path:

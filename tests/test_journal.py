@@ -17,7 +17,7 @@ from replay_server.journal import BACKLOG_BYTES
 from replay_server.log import LIVE, segment_paths
 from replay_server.restoring import restore_exactly, restore_live
 from replay_server.shard import ReplayShard
-from replay_server.snapshots import SNAPSHOTS, prune_snapshots, snapshot_paths
+from replay_server.snapshots import SNAPSHOTS
 from starling.errors import RunError
 from starling.failpoints import DIED, NAMES, arm
 from starling.types import Unroll
@@ -268,17 +268,17 @@ def test_a_snapshot_of_the_same_moment_is_the_same_and_one_of_another_gets_anoth
     assert one["sha256"] != other["sha256"]
 
 
-def test_snapshots_that_nobody_needs_are_removed_with_what_is_left_of_unfinished_ones(tmp_path: Path) -> None:
-    shard = durable(tmp_path)
+@pytest.mark.parametrize("background", [False, True])
+def test_snapshots_that_nobody_needs_are_removed(background: bool, tmp_path: Path) -> None:
+    shard = durable(tmp_path, background=background)
     for name, unroll in zip("abc", unrolls_of(3), strict=True):
         shard.insert(unroll)
-        taken(shard, name)
-    (tmp_path / SNAPSHOTS / ".d").mkdir()
+        shard.snapshot(name)
+    shard.prune({"b"})
+    shard.snapshot("d")
+    shard.close()
 
-    prune_snapshots(tmp_path, {"b"})
-
-    assert [path.name for path in snapshot_paths(tmp_path)] == ["b"]
-    assert not list((tmp_path / SNAPSHOTS).glob(".*"))
+    assert {path.name for path in (tmp_path / SNAPSHOTS).iterdir()} == {"b", "d"}
 
 
 def test_without_links_a_snapshot_holds_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def live_on(folder: Path, say: Callable[[str], object], unrolls: list[Unroll]) -
         if n % 5 == 4:
             meta = taken(shard, f"at-{n}").meta
             say(f"snapshot {meta['snapshot']} {meta['sha256']} {n}\n")
-            prune_snapshots(folder, {meta["snapshot"]})
+            shard.prune({meta["snapshot"]})
     shard.close()
     restore_exactly(make_shard(WINDOW, capacity=60), folder, meta)
 
@@ -345,6 +345,7 @@ def test_a_shard_that_dies_at_a_durable_step_comes_back_with_all_that_it_acknowl
     restored = restore_live(make_shard(WINDOW, capacity=60), folder)
 
     assert restored.notes == []
+    assert not list(folder.rglob(".*"))
     stored = logged(folder)
     end = stored[-1].serial + 1 if stored else 0
     assert end in {acknowledged, acknowledged + 1}

@@ -18,7 +18,7 @@ from starling.types import Unroll
 from tests.replay_logs import WINDOW, assert_same_windows, durable, logged, names, senders, taken, unrolls_of
 from tests.replay_worlds import draw, make_shard
 
-MUTATIONS = int(os.environ.get("STARLING_MUTATIONS", "150"))
+MUTATIONS = int(os.environ.get("STARLING_MUTATIONS", "60"))
 
 
 def empty(**config: Any) -> ReplayShard:
@@ -206,6 +206,30 @@ def test_an_older_future_of_the_log_does_not_harm_a_newer_snapshot(tmp_path: Pat
 
     assert len(restored.notes) == 1
     assert again.rows[1] == shard_with(unrolls[:20]).rows[1]
+
+
+def test_priorities_of_a_future_that_was_given_up_are_not_used(tmp_path: Path) -> None:
+    unrolls = unrolls_of(30)
+    shard = empty()
+    log = durable(tmp_path, shard)
+    metas = []
+    for n, unroll in enumerate(unrolls):
+        log.insert(unroll)
+        if n in (9, 19):
+            metas.append(taken(log, f"at-{n}").meta)
+            keys = np.unique(draw(shard, 50).keys)
+            draw(shard, 0, keys=keys.tolist(), priorities=[7.0] * len(keys))
+    log.close()
+    again = empty()
+    restore_exactly(again, tmp_path, metas[0])
+    second = durable(tmp_path, again)
+    for unroll in unrolls[20:]:
+        second.insert(unroll)
+
+    last = empty()
+    restore_live(last, tmp_path)
+
+    assert_same_windows(last, again)
 
 
 def test_rows_that_were_not_kept_leave_a_gap_that_nobody_samples(tmp_path: Path) -> None:

@@ -387,3 +387,20 @@ def test_when_the_contents_are_lost_learning_waits_for_as_many_windows_as_at_fir
     again = router_of(LocalReplay(shards), **settings)
     again.restore(router.state())
     assert account(again) == account(router)
+
+
+def test_recurrent_states_come_with_their_windows_from_every_shard() -> None:
+    worlds = [CountingWorld(np.random.default_rng(i), actor=i, period=1) for i in range(2)]
+    shards = [make_shard(Window(length=2), recurrent=True, min_windows=1, shards=2) for _ in worlds]
+    sent = {}
+    for shard, world in zip(shards, worlds, strict=True):
+        unroll = world.unroll(40)
+        shard.insert(unroll)
+        obs = unroll.columns["obs"].reshape(-1, 2)[unroll.start_at]
+        sent |= dict(zip(map(tuple, obs.tolist()), unroll.starts["h"].tolist(), strict=True))
+
+    batch = router_of(LocalReplay(shards), shards=2).take()
+
+    assert isinstance(batch, Sampled)
+    assert set(batch.ticket.shards) == {0, 1}
+    assert [sent[tuple(obs)] for obs in batch.columns["obs"][0].tolist()] == batch.starts["h"].tolist()

@@ -1,12 +1,17 @@
+import gc
+import tracemalloc
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from replay_server.shard import ReplayShard
-from starling.types import SampleReply
+from replay_server.shard import MAX_SILENT, ReplayShard
+from replay_server.storage import columns_of, row_bytes
+from starling.types import Columns, SampleReply, SampleRequest
 from starling.windows import Window
-from tests.replay_worlds import CountingWorld, bandit_shard, bandit_unroll, draw, make_shard
+from tests.replay_worlds import EXTRA, SPEC, STATES, CountingWorld, bandit_shard, bandit_unroll, draw, make_shard
 
 
 def test_windows_are_drawn_in_proportion_to_their_priorities() -> None:
@@ -121,6 +126,147 @@ def test_a_window_whose_first_row_was_overwritten_before_it_was_whole_never_come
     reply = draw(shard, 500)
     assert set(reply.keys) == set(range(2, 11))  # the other actor's
     assert (reply.size, reply.inserted) == (9, 9)
+
+
+def test_memory_is_flat_over_ten_turnovers_of_a_full_shard() -> None:
+    shard = make_shard(capacity=400, min_windows=1)
+
+    def turn_over(sequences: range) -> int:
+        for sequence in sequences:
+            shard.insert(bandit_unroll([1.0] * 20, sequence=sequence, actor=sequence % 4))
+            draw(shard, 32)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    full, turned = turn_over(range(40)), turn_over(range(40, 140))
+    tracemalloc.stop()
+
+    assert shard.stats()["counts"]["unrolls_inserted"] == 140
+    assert turned - full < 10_000  # one small array for each unroll would be more
+
+
+def test_of_writers_that_are_gone_only_so_many_are_remembered() -> None:
+    shard = make_shard(capacity=50)
+
+    for actor in range(MAX_SILENT + 200):
+        shard.insert(bandit_unroll([1.0], actor=actor))
+
+    assert shard.stats()["gauges"]["writers"] == MAX_SILENT
+    assert not shard.insert(bandit_unroll([1.0], actor=MAX_SILENT + 199)).accepted
+    assert shard.insert(bandit_unroll([1.0], actor=0)).accepted
+
+
+@pytest.mark.parametrize(
+    ("window", "recurrent"),
+    [(Window(), False), (Window(stack=4), False), (Window(length=8, period=4, burn_in=4), True), (Window(), True)],
+)
+def test_a_row_takes_the_memory_that_was_announced(window: Window, recurrent: bool) -> None:
+    capacity = 5_001
+    shard = make_shard(window, recurrent=recurrent, capacity=capacity)
+    for sequence in range(26):
+        shard.insert(bandit_unroll(None, count=100, sequence=sequence))
+
+    announced = capacity * row_bytes(columns_of(SPEC, EXTRA), window, STATES if recurrent else {})
+
+    assert shard.stats()["gauges"]["rows"] == capacity
+    assert shard.stats()["gauges"]["bytes"] == pytest.approx(announced, rel=0.02)
+
+
+def test_rows_of_recorded_data_are_in_no_account() -> None:
+    shard = make_shard(min_windows=5)
+
+    first = shard.fill(bandit_unroll(None, count=4))
+    second = shard.fill(bandit_unroll(None, count=3))  # the same sequence: nothing is refused
+
+    assert (first, second) == ((0, 8), (8, 6))
+    reply = draw(shard, 50)
+    assert (reply.size, reply.inserted) == (7, 0)
+    assert (shard.rows, shard.stats()["counts"]["unrolls_filled"]) == ((0, 14), 2)
+
+
+def test_rows_that_were_left_out_are_nobodys() -> None:
+    shard = make_shard(capacity=40)
+    shard.fill(bandit_unroll(None, count=5))
+
+    shard.refill(bandit_unroll(None, count=5, sequence=1), 33)
+
+    assert shard.rows == (3, 43)
+    assert sorted(set(draw(shard, 500).keys.tolist())) == [3, 4, *range(33, 38)]
+
+
+def test_an_index_says_nothing_of_rows_that_came_after_it_or_are_gone() -> None:
+    before, after = bandit_shard([1.0, 2.0, 3.0], capacity=8), bandit_shard([1.0, 2.0, 3.0], capacity=8)
+    index = before.index()
+    after.insert(bandit_unroll([7.0], sequence=1))
+    after.insert(bandit_unroll([9.0], sequence=2))
+
+    index.arrays["masses"][:] *= 10.0
+    after.adopt(index, account=False, writers=True)
+
+    assert draw(after, 0).mass == 30.0 + 7.0 + 9.0
+    assert not after.insert(bandit_unroll([7.0], sequence=2)).accepted
+
+
+@pytest.mark.parametrize("writers", [True, False])
+def test_a_writer_in_an_index_cannot_send_its_last_unroll_again(writers: bool) -> None:
+    shard, empty = bandit_shard([1.0], actor=3), make_shard()
+
+    empty.adopt(shard.index(), account=True, writers=writers)
+
+    assert empty.insert(bandit_unroll([1.0], actor=3)).accepted != writers
+    assert empty.insert(bandit_unroll([1.0], actor=3, sequence=1)).accepted
+
+
+def test_masses_are_set_only_where_a_window_begins() -> None:
+    shard = bandit_shard([1.0, 1.0])
+
+    shard.set_masses(np.array([0, 1, 2, 99, -1]), np.array([5.0, 0.0, 7.0, 7.0, 7.0]))
+
+    assert draw(shard, 0).mass == 6.0
+
+
+def test_a_key_of_another_incarnation_is_late() -> None:
+    shard = make_shard(alpha=1.0, eps=1e-300, origin=2)
+    shard.insert(bandit_unroll([1.0, 1.0]))
+    keys = [row + (origin << 40) for origin in (1, 2, 3) for row in (0, 1)]
+
+    reply = draw(shard, 9, keys=keys, priorities=[5.0] * 6)
+
+    assert (reply.mass, reply.origin, set(reply.keys >> 40)) == (10.0, 2, {2})
+    assert shard.stats()["counts"]["priorities_late"] == 4
+
+
+def test_windows_are_gathered_into_the_arrays_of_the_caller() -> None:
+    shard, made = bandit_shard([1.0] * 9), {}
+
+    def make(entries: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Columns:
+        made.update({name: np.empty(shape, dtype) for name, (shape, dtype) in entries.items()})
+        return made
+
+    request = SampleRequest(counts=[5], keys=np.empty(0, np.int64), priorities=np.empty(0), insert_limit=0)
+    reply = shard.sample(request, make)
+
+    assert reply.columns is made
+    assert made["obs"][0, :, 1].tolist() == (reply.keys + 1).tolist()
+
+
+def test_a_shard_shows_masses_draws_and_versions_of_its_windows() -> None:
+    shard = make_shard(alpha=1.0, eps=1e-300, capacity=100)
+    for sequence, version in enumerate((3, 8)):
+        unroll = bandit_unroll([0.75, 2.0, 2.0], sequence=sequence)
+        unroll.columns["version"][:] = version
+        shard.insert(unroll)
+    draws = draw(shard, 100).keys
+
+    stats = shard.stats()
+
+    assert (stats["gauges"]["oldest_version"], stats["gauges"]["newest_version"]) == (3, 8)
+    masses, times = stats["histograms"]["masses"], stats["histograms"]["times_sampled"]
+    assert {bin_: count for bin_, count in enumerate(masses) if count} == {15: 2, 17: 4}
+    assert sum(times) == 6
+    assert times[0] == 6 - len(set(draws))
+    assert stats["histograms"]["versions_behind"][:4] == [3, 0, 0, 3]
 
 
 def test_an_unroll_sent_twice_is_stored_once() -> None:

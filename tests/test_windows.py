@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_server.streams import Rows
 from starling.errors import ConfigError
-from starling.windows import Window, completed
+from starling.windows import Window, completed, stacked
 from tests.replay_worlds import CountingWorld
 
 
@@ -42,3 +43,27 @@ def test_however_a_stream_is_cut_into_unrolls_each_window_is_completed_once(
 def test_a_window_of_nothing_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"window.{field} must be >= 1, got 0"):
         Window(**{field: 0})
+
+
+def test_frames_become_stacks_that_share_them_whether_numpy_or_torch() -> None:
+    frames = np.arange(7 * 2 * 3).reshape(7, 2, 3)  # [k - 1 + L + 1, n, ...]
+    window = Window(length=4, every_obs=True, stack=3)
+
+    stacks = stacked(frames, window)
+
+    assert stacks.shape == (5, 2, 3, 3)
+    assert np.shares_memory(stacks, frames)
+    for step in range(5):
+        np.testing.assert_array_equal(stacks[step], frames[step : step + 3].swapaxes(0, 1))
+    np.testing.assert_array_equal(stacked(torch.from_numpy(frames), window).numpy(), stacks)
+
+
+@pytest.mark.parametrize(("length", "frames"), [(1, 4), (5, 6)])
+def test_the_ends_of_a_window_are_two_stacks(length: int, frames: int) -> None:
+    served = np.arange(frames * 2).reshape(frames, 2)
+
+    first, last = stacked(served, Window(length=length, stack=3))
+
+    assert stacked(torch.from_numpy(served), Window(length=length, stack=3)).tolist() == [first.tolist(), last.tolist()]
+    np.testing.assert_array_equal(first, served[:3].T)
+    np.testing.assert_array_equal(last, served[-3:].T)
