@@ -25,7 +25,17 @@ from cluster.course import Course, Past
 from cluster.figures import kind_of
 from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.members import START_LIMIT_S, Members
-from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, SPILLED, STORE, RayNode, open_listeners, processes_marked
+from cluster.ray_node import (
+    FOLDER,
+    MARK,
+    OBJECT_STORE_BYTES,
+    SPILLED,
+    STORE,
+    RayNode,
+    open_listeners,
+    processes_marked,
+    spilled_bytes,
+)
 from cluster.report import Outcome
 from cluster.roles import Newest, Start, acting_params
 from cluster.snapshots import snapshot_name
@@ -65,6 +75,7 @@ class Supervisor:
         self._snapshot: Snapshot | None = None
         self._kept: dict[str, State] = {}  # what belongs to the snapshot that is being taken, and when it was
         self._moment: dict[str, Any] = {}
+        self._spilled = 0  # bytes, when it was last told
 
     def run(self, stopped: Callable[[], bool]) -> Outcome:
         """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
@@ -77,6 +88,7 @@ class Supervisor:
                 require_loopback()  # again, now that every process is there
                 checked = True
             self._course.sample(self._stats)
+            self._tell_of_spilling()
             self._keep()
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
@@ -85,6 +97,13 @@ class Supervisor:
         if params is None:
             _, params = self._newest()
         return self._course.end(reason, params)
+
+    def _tell_of_spilling(self) -> None:
+        """Note each time it has doubled how much Ray moved to the disk: whoever needs it waits for a second or more."""
+        spilled = spilled_bytes(Path(os.environ[FOLDER]))
+        if spilled > 2 * self._spilled:
+            self._spilled = spilled
+            self._course.note("spilled", bytes=spilled, store_bytes=int(os.environ.get(STORE, OBJECT_STORE_BYTES)))
 
     def _keep(self) -> None:
         """Write a checkpoint that is due, when every role can be asked; what fails is tried again a little later."""

@@ -47,6 +47,17 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_arithmetic() -> None:
     )
 
 
+def test_a_plan_reads_as_its_arithmetic() -> None:
+    assert str(A_PLAN) == (
+        "8.3 GB: 2 shards x 500,000 steps x 7,101 bytes = 7.1 GB, 1.2 GB for 6 processes and what is under way"
+    )
+
+
+def test_more_rows_than_a_shard_can_number_are_refused() -> None:
+    with pytest.raises(ConfigError, match="replay.capacity must be <= 2147483647 steps in each shard, got 2147483648"):
+        refuse_what_does_not_fit(replace(A_PLAN, rows=2**31), available=10**15, shm_free=None)
+
+
 def test_the_advice_fits() -> None:
     refuse_what_does_not_fit(replace(A_PLAN, rows=530_000 // 2), available=5 * GB, shm_free=None)
 
