@@ -14,7 +14,7 @@ from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
 from replay_server.journal import Journal
 from replay_server.log import LIVE
-from replay_server.restoring import Restored, rehash, restore_exactly, restore_live, restore_newest
+from replay_server.restoring import Restored, rehash, restore_exactly, restore_live, restore_newest, settle
 from replay_server.shard import ReplayShard
 from replay_server.snapshots import SNAPSHOTS
 from starling.metrics import Clock
@@ -107,6 +107,7 @@ class Replay:
         unfinished = aside.with_name(f".{MOVED}")
         shutil.rmtree(unfinished, ignore_errors=True)
         for old in range(len(self.states)):
+            settle(shard_folder(self.folder, old))
             parts = [self._snapshot(old), LIVE if self.contents == "moved_newest" else ""]
             for part in filter(None, parts):
                 _link(shard_folder(self.folder, old) / part, shard_folder(unfinished, old) / part)

@@ -15,7 +15,7 @@ from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, 
 from cluster.resume import all_settings
 from cluster.rows import as_row
 from cluster.run_folder import RunFolder
-from cluster.snapshots import prune_snapshots
+from cluster.snapshots import prune_unnamed
 from starling.errors import RunError
 
 
@@ -125,8 +125,8 @@ class Reporter:
         self._folder.add_event({"event": "checkpoint", **_facts(due), "best": due.best, "path": path.name})
         self._folder.checkpoints.prune(self._keep)
         if due.states:
-            with suppress(RunError):  # of a checkpoint that does not say what it stands on: nothing goes
-                prune_snapshots(self._replay, self._folder.checkpoints.snapshots())
+            with suppress(RunError, OSError):  # what cannot be told or removed stays; the next checkpoint tries again
+                prune_unnamed(self._replay, self._folder.checkpoints.snapshots())
 
 
 def _facts(due: CheckpointDue) -> dict[str, Any]:

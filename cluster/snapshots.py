@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from cluster.contents import MOVED, shard_folder, shard_states
-from replay_server.snapshots import SNAPSHOTS, read_snapshot, snapshot_paths
+from replay_server.snapshots import SNAPSHOTS, prune_snapshots, read_snapshot, snapshot_paths
 from starling.errors import RunError
 from starling.state import State
 
@@ -38,15 +38,11 @@ def require_snapshots(folder: Path, states: Mapping[str, State]) -> None:
                 raise RunError(f"{file} is damaged: it must have {segment.bytes} bytes, got {size}")
 
 
-def prune_snapshots(folder: Path, named: Collection[str]) -> None:
+def prune_unnamed(folder: Path, named: Collection[str]) -> None:
     """Remove the snapshots that no checkpoint names, but for those that may be part of the next one."""
     for shard in folder.glob("shard-*"):
-        newest_first = snapshot_paths(shard)
-        known = [place for place, path in enumerate(newest_first) if path.name in named]
-        for path in newest_first[known[0] if known else 0 :]:
-            if path.name not in named:
-                gone = path.with_name(f".gone-{path.name}")
-                path.rename(gone)  # at once: half a snapshot must not look like one
-                shutil.rmtree(gone)
+        newest_first = [path.name for path in snapshot_paths(shard)]
+        known = [place for place, name in enumerate(newest_first) if name in named]
+        prune_snapshots(shard, {*named, *newest_first[: known[0] if known else 0]})
     if named:
-        shutil.rmtree(folder / MOVED, ignore_errors=True)  # it is in a checkpoint of its new shards
+        shutil.rmtree(folder / MOVED, ignore_errors=True)  # it is in a checkpoint of the shards that have it now

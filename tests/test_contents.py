@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.contents import Contents, Replay, replay_folder, shard_folder
-from cluster.snapshots import prune_snapshots, require_snapshots, snapshot_name
+from cluster.snapshots import prune_unnamed, require_snapshots, snapshot_name
 from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
 from replay_server.shard import ReplayShard
@@ -127,7 +127,7 @@ def test_from_two_shards_to_one_and_on_to_three_nothing_is_lost(tmp_path: Path) 
 
     one = Service(going_on(tmp_path, "moved_newest", states), 1)
     states = one.taken(snapshot_name(2))
-    prune_snapshots(tmp_path, {str(state.meta["snapshot"]) for state in states.values()})
+    prune_unnamed(tmp_path, {str(state.meta["snapshot"]) for state in states.values()})
     one.close()
     three = Service(going_on(tmp_path, "moved_newest", states), 3)
 
@@ -218,7 +218,7 @@ def test_a_snapshot_that_is_newer_than_every_checkpoint_is_not_pruned(tmp_path: 
     service, states = begun(tmp_path)
     newer = service.taken("000002-ffffffff")
 
-    prune_snapshots(tmp_path, {str(state.meta["snapshot"]) for state in states.values()})
+    prune_unnamed(tmp_path, {str(state.meta["snapshot"]) for state in states.values()})
 
     require_snapshots(tmp_path, states)
     require_snapshots(tmp_path, newer)
@@ -238,7 +238,7 @@ def test_a_move_that_was_made_before_is_made_anew_when_a_checkpoint_came_between
     first = Service(moving, 3)
     later = first.taken(snapshot_name(2))
     both = [*states.values(), *later.values()]
-    prune_snapshots(tmp_path, {str(state.meta["snapshot"]) for state in both})
+    prune_unnamed(tmp_path, {str(state.meta["snapshot"]) for state in both})
     first.write(0, [0, 1], generation=9)
     first.close()
 
