@@ -202,9 +202,7 @@ def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
 
 
 def _first_lines(job: Job) -> Iterator[str]:
-    """Say what a run will hold in memory, and where one begins that does not begin at nothing."""
-    if job.plan is not None:
-        yield f"memory {job.plan}"
+    """Say where a run that does not begin at nothing begins, and what any run will hold in memory."""
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
     if said := job.notes.get("replay_lost"):
@@ -213,6 +211,8 @@ def _first_lines(job: Job) -> Iterator[str]:
     if said := job.notes.get("initialised"):
         left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
         yield f"from {said['run']}: {', '.join(said['taken'])}{left}"
+    if job.plan is not None:
+        yield f"memory {job.plan}"
 
 
 def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Outcome:
