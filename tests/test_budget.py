@@ -54,9 +54,7 @@ def test_a_plan_reads_as_its_arithmetic() -> None:
 
 
 def test_more_rows_than_a_shard_can_number_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"replay\.capacity must be <= 2147483647 steps in each shard, got 2147483648"
-    ):
+    with pytest.raises(ConfigError, match=r"must be <= 2147483647 steps in each shard, got 2147483648"):
         refuse_what_does_not_fit(replace(A_PLAN, rows=2**31), available=10**15, shm_free=None)
 
 
