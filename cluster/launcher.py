@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.config import Config, dump
 from cluster.frames import Inbox, Orders, Refusal, send
-from cluster.ray_node import RayNode
+from cluster.ray_node import OBJECT_STORE_BYTES, RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
 from cluster.roles import FRESH, Start
 from cluster.rows import as_row
@@ -33,9 +33,15 @@ class Launcher:
     """One run's supervisors, one after the other, and where the next one would go on."""
 
     def __init__(
-        self, config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool], start: Start
+        self,
+        config: Config[Any],
+        report: Callable[[Event], None],
+        stopped: Callable[[], bool],
+        start: Start,
+        store_bytes: int = OBJECT_STORE_BYTES,
     ) -> None:
         self._report = report
+        self._store_bytes = store_bytes
         self._stopped = stopped
         self._orders = Orders(
             config=dump(config),
@@ -77,7 +83,7 @@ class Launcher:
         )
 
     def _supervise(self) -> tuple[int, str]:
-        node = RayNode.prepare()
+        node = RayNode.prepare(self._store_bytes)
         read_end, write_end = os.pipe()
         log = node.folder / "supervisor.log"
         try:
@@ -151,7 +157,11 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
 
 
 def run_ray(
-    config: Config[Any], report: Callable[[Event], None], stopped: Callable[[], bool], start: Start = FRESH
+    config: Config[Any],
+    report: Callable[[Event], None],
+    stopped: Callable[[], bool],
+    start: Start = FRESH,
+    store_bytes: int = OBJECT_STORE_BYTES,
 ) -> Outcome:
     """Run every role in a Ray process of its own on this machine."""
-    return Launcher(config, report, stopped, start).run()
+    return Launcher(config, report, stopped, start, store_bytes).run()

@@ -1,23 +1,31 @@
 """What must be true before a run leaves its first trace: checks that need the environment itself."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.envs import measure_spec
+from cluster.budget import Plan, available_bytes, free_shm, plan_memory, refuse_what_does_not_fit
 from cluster.config import Config
-from cluster.roles import build_algorithm, build_shard
+from cluster.roles import build_algorithm
 from starling.errors import check
-from starling.metrics import no_clock
 from starling.spec import Spec
 
 
-def refuse_what_cannot_run(config: Config[Any]) -> Spec:
+class Checked(NamedTuple):
+    """What was learned of a run that can begin."""
+
+    spec: Spec
+    plan: Plan
+
+
+def refuse_what_cannot_run(config: Config[Any]) -> Checked:
     """Say in one sentence what is wrong: the environment, its actions here, the replay's size, the GPU."""
     spec = measure_spec(config.env)
     build_algorithm(config).networks(spec)
-    build_shard(config, spec, 0, no_clock)  # its columns' pages are untouched, so this costs next to nothing
+    plan = plan_memory(config, spec)
+    refuse_what_does_not_fit(plan, available_bytes(), free_shm())
     if config.learner.device == "cuda":
         import torch  # two seconds, only for those who insist on a GPU
 
         there = torch.cuda.is_available()
         check(there, "learner.device must be auto or cpu where there is no GPU, got cuda")
-    return spec
+    return Checked(spec, plan)

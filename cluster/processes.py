@@ -51,6 +51,7 @@ class ShardProcess:
     def __init__(self, build: Callable[..., DurableShard]) -> None:
         self._news: list[News] = []
         self._shard = build(tell=self._news.append)
+        self._answers = wire.Answers()
         self._beats = 0
 
     def insert(self, unroll: Buffer) -> InsertReply:
@@ -70,7 +71,7 @@ class ShardProcess:
 
     def sample(self, request: Buffer) -> Buffer:
         """Answer one request of the learner."""
-        return wire.encode_reply(self._shard.sample(wire.decode_request(request)))
+        return self._answers.pack(self._shard.sample, request)  # Ray copies it before it makes the next call
 
     def snapshot(self, name: str) -> None:
         """Begin to write down what the shard holds now."""

@@ -22,7 +22,13 @@ FOLDER = "STARLING_RAY_FOLDER"
 """Where the supervisor finds the folder that is meant for its Ray."""
 
 OBJECT_STORE_BYTES = 256 << 20
-"""What a run's Ray keeps in /dev/shm."""
+"""What a run's Ray may keep in /dev/shm, if its plan does not need more."""
+
+STORE = "STARLING_RAY_STORE_BYTES"
+"""Where the supervisor finds how much that is."""
+
+SPILLED = "spilled"
+"""The folder, beside Ray's own, to which Ray moves objects when its store is full."""
 
 RAY_FOLDER = "r"
 """Ray opens its own folder to everybody (mode 0777), so it gets one inside of ours; short, for the sockets' sake."""
@@ -37,15 +43,16 @@ class RayNode:
 
     folder: Path
     mark: str
+    store_bytes: int = OBJECT_STORE_BYTES
 
     @staticmethod
-    def prepare() -> "RayNode":
+    def prepare(store_bytes: int = OBJECT_STORE_BYTES) -> "RayNode":
         """Make the folder, readable by its owner alone, and the token in it."""
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         token = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(token, "w") as file:
             file.write(secrets.token_hex(32))
-        return RayNode(folder, secrets.token_hex(8))
+        return RayNode(folder, secrets.token_hex(8), store_bytes)
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> "RayNode":
@@ -60,6 +67,7 @@ class RayNode:
             MARK: self.mark,
             user_folder.VARIABLE: base.get(user_folder.VARIABLE, os.getcwd()),
             FOLDER: str(self.folder / RAY_FOLDER),
+            STORE: str(self.store_bytes),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # an odd name for: listen on loopback only
@@ -85,6 +93,19 @@ class RayNode:
     def remove(self) -> None:
         """Delete the folder; nothing in it outlives the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def spilled_bytes(folder: Path) -> int:
+    """Return what Ray has moved from its full store to the disk at this moment: it makes everything slow."""
+    return sum(size_of(file) for file in (folder.parent / SPILLED).rglob("*"))
+
+
+def size_of(path: Path) -> int:
+    """Return a file's size, or 0 if it is gone."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def processes_marked(mark: str) -> Iterator[psutil.Process]:

@@ -26,7 +26,17 @@ from cluster.figures import kind_of
 from cluster.frames import Orders, Refusal, receive_orders, send
 from cluster.inbox import Inbox, inbox_of
 from cluster.members import START_LIMIT_S, Members
-from cluster.ray_node import FOLDER, MARK, OBJECT_STORE_BYTES, RayNode, open_listeners, processes_marked
+from cluster.ray_node import (
+    FOLDER,
+    MARK,
+    OBJECT_STORE_BYTES,
+    SPILLED,
+    STORE,
+    RayNode,
+    open_listeners,
+    processes_marked,
+    spilled_bytes,
+)
 from cluster.report import Outcome
 from cluster.roles import Newest, Start, acting_params
 from cluster.snapshots import snapshot_name
@@ -74,6 +84,7 @@ class Supervisor:
         self._snapshot: Snapshot | None = None
         self._kept: dict[str, State] = {}  # what belongs to the snapshot that is being taken, and when it was
         self._moment: dict[str, Any] = {}
+        self._spilled = 0  # bytes, when it was last told
 
     def run(self, stopped: Callable[[], bool]) -> Outcome:
         """Turn until the goal is reached, a budget is spent, or somebody asks to stop."""
@@ -87,6 +98,7 @@ class Supervisor:
                 checked = True
             self._course.sample(self._stats)
             self._inbox.feed(self._fill)
+            self._tell_of_spilling()
             self._keep()
             reason = self._course.over(stopped())
         self._hear(self._members.stop())
@@ -95,6 +107,13 @@ class Supervisor:
         if params is None:
             _, params = self._newest()
         return self._course.end(reason, params)
+
+    def _tell_of_spilling(self) -> None:
+        """Note each time it has doubled how much Ray moved to the disk: whoever needs it waits for a second or more."""
+        spilled = spilled_bytes(Path(os.environ[FOLDER]))
+        if spilled > 2 * self._spilled:
+            self._spilled = spilled
+            self._course.note("spilled", bytes=spilled, store_bytes=int(os.environ.get(STORE, OBJECT_STORE_BYTES)))
 
     def _keep(self) -> None:
         """Write a checkpoint that is due, when every role can be asked; what fails is tried again a little later."""
@@ -214,7 +233,8 @@ def start_ray(folder: Path) -> None:
             address="local",
             num_cpus=LOGICAL_CPUS,
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=int(os.environ.get(STORE, OBJECT_STORE_BYTES)),
+            object_spilling_directory=str(folder.parent / SPILLED),
             log_to_driver=False,
             configure_logging=False,
             namespace=os.environ[MARK],

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from replay_server.journal import Journal
 from replay_server.shard import ReplayShard
+from replay_server.storage import Make, new_arrays
 from starling.codec import Octets
 from starling.metrics import Clock, Meter
 from starling.state import State
@@ -53,9 +54,9 @@ class DurableShard:
         self._log(unroll, packed, first, accounted=False)
         return first, rows
 
-    def sample(self, request: SampleRequest) -> SampleReply:
+    def sample(self, request: SampleRequest, make: Make = new_arrays) -> SampleReply:
         """Serve windows."""
-        return self._shard.sample(request)
+        return self._shard.sample(request, make)
 
     def credit(self) -> int:
         """Return how many windows this shard still takes; at 0 its writers wait."""

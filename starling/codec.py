@@ -4,15 +4,19 @@
 
 The header holds `meta` and each array's name, dtype and shape. Offsets are not stored: every array begins at the
 first multiple of 64 behind the one before it, so that a header cannot make arrays overlap or lie elsewhere.
-Little-endian, deterministic: equal arrays in equal order give equal bytes.
+Where a fourth item follows the shape, the array lies there as an LZ4 block of so many bytes: frames, of which little
+changes from one to the next. Little-endian, deterministic: equal arrays in equal order give equal bytes.
 """
 
 import struct
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
+import lz4.block
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
@@ -25,48 +29,134 @@ VERSION = 1
 ALIGNMENT = 64  # a cache line, and what Ray gives the buffers that it stores
 
 Octets = bytes | bytearray | memoryview | NDArray[np.uint8]
+Entries = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+"""Arrays by name, before their values are known: shape and dtype."""
 
 _PREFIX = struct.Struct("<8sII")
 _CODES = ("?", "<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
 _DTYPES = {dtype.str: dtype for dtype in map(np.dtype, _CODES)}
+_FRAMES = np.dtype(np.uint8)
 _MAX_AXES = 32
 _MAX_VALUES = 1 << 59  # of 8 bytes each: as far as an address reaches
 _MAX_DEPTH = 16
 _PLAIN = frozenset((NoneType, bool, int, float, str))
+_MIN_BLOCK, _MAX_BLOCK = 4 << 10, 0x7E000000  # bytes before compression: what pays, and what LZ4 can take
+_WORTH = 0.75  # a block larger than this part of the values is not used
+_KNOWN, _KNOWN_BYTES = 256, 2_048  # most messages say of their arrays what one before them said
+_MAX_INFLATION = 255  # values in a byte of any LZ4 block: what a short message can make its reader allocate
 
 
 class _Entry(NamedTuple):
     name: str
     dtype: np.dtype[Any]
-    shape: list[int]
+    shape: tuple[int, ...]
+    block: int | None = None  # bytes, if the values are compressed
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize if self.block is None else self.block
 
 
-def encode(arrays: Mapping[str, Array], meta: Mapping[str, Any] = MappingProxyType({})) -> NDArray[np.uint8]:
-    """Pack arrays and a JSON-like `meta` into one buffer: one allocation, and one copy of each array."""
-    entries = [[name, _code(name, array), list(array.shape)] for name, array in arrays.items()]
-    header = _pack(dict(meta), entries)
-    head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
-    offsets, end = _place(len(head), (array.nbytes for array in arrays.values()))
-    buffer = np.zeros(end, np.uint8)  # zeros, so that the padding says nothing about this process's memory
-    buffer[: len(head)] = np.frombuffer(head, np.uint8)
-    for array, offset in zip(arrays.values(), offsets, strict=True):
-        np.ndarray(array.shape, array.dtype, buffer, offset)[...] = array
+class _Plan(NamedTuple):
+    """What a header says."""
+
+    entries: list[_Entry]
+    meta: dict[str, Any]
+    offsets: list[int]
+    end: int
+
+
+def encode(
+    arrays: Mapping[str, Array], meta: Mapping[str, Any] = MappingProxyType({}), compress: bool = False
+) -> NDArray[np.uint8]:
+    """Pack arrays and a JSON-like `meta` into one buffer: one allocation, and one copy of each array.
+
+    With `compress`, arrays of bytes are compressed where that makes them clearly smaller.
+    """
+    blocks = [_block(array) if compress else None for array in arrays.values()]
+    items = zip(arrays.items(), blocks, strict=True)
+    entries = [_Entry(name, a.dtype, a.shape, None if block is None else len(block)) for (name, a), block in items]
+    buffer, offsets = _lay_out(tuple(entries), meta, None)
+    for array, block, offset in zip(arrays.values(), blocks, offsets, strict=True):
+        if block is None:
+            np.ndarray(array.shape, array.dtype, buffer, offset)[...] = array
+        else:
+            buffer[offset : offset + len(block)] = np.frombuffer(block, np.uint8)
     return buffer
 
 
-def decode(buffer: Octets) -> tuple[Columns, dict[str, Any]]:
-    """Return the arrays, as read-only views into `buffer`, and `meta`; CodecError for anything `encode` cannot write.
+def reserve(
+    entries: Entries, meta: Mapping[str, Any] = MappingProxyType({}), room: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], Columns]:
+    """Return what `encode` would for arrays of these kinds, and the arrays in it for the caller to fill.
 
-    A flipped byte among the values themselves goes unseen: checksums belong to files, where they are read once.
+    The buffer is the beginning of `room`, if that is large enough. Until they are filled the arrays hold anything.
+    """
+    items = tuple(_Entry(name, np.dtype(dtype), shape) for name, (shape, dtype) in entries.items())
+    buffer, offsets = _lay_out(items, meta, room)
+    return buffer, {e.name: np.ndarray(e.shape, e.dtype, buffer, at) for e, at in zip(items, offsets, strict=True)}
+
+
+def decode(buffer: Octets) -> tuple[Columns, dict[str, Any]]:
+    """Return the arrays and `meta`; CodecError for anything `encode` cannot write.
+
+    The arrays are read-only, and views into `buffer` where they are not compressed. A flipped byte among the values
+    themselves goes unseen: checksums belong to files, where they are read once.
     """
     octets = _octets(buffer)
-    header, header_end = _header(octets)
-    entries, meta = _parts(header)
-    offsets, end = _place(header_end, (prod(entry.shape) * entry.dtype.itemsize for entry in entries))
-    if octets.size != end:
-        raise CodecError(f"buffer must be {end} bytes, as its header says, got {octets.size}")
-    placed = zip(entries, offsets, strict=True)
-    return {name: np.ndarray(shape, dtype, octets, offset) for (name, dtype, shape), offset in placed}, meta
+    header = _header(octets)
+    plan = _known_plan(header) if len(header) <= _KNOWN_BYTES else _plan(header)
+    if octets.size != plan.end:
+        raise CodecError(f"buffer must be {plan.end} bytes, as its header says, got {octets.size}")
+    placed = zip(plan.entries, plan.offsets, strict=True)
+    return {entry.name: _values(entry, octets, offset) for entry, offset in placed}, deepcopy(plan.meta)
+
+
+def _lay_out(
+    entries: tuple[_Entry, ...], meta: Mapping[str, Any], room: NDArray[np.uint8] | None
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return a buffer with everything but the arrays' values, and where each of them begins."""
+    head, offsets, end = _head(entries, meta) if meta else _known_head(entries)
+    if room is None or room.size < end:
+        buffer = np.zeros(end, np.uint8)  # zeros, so that the padding says nothing about this process's memory
+    else:
+        buffer = room[:end]
+        ends = [len(head), *(offset + entry.num_bytes for entry, offset in zip(entries, offsets, strict=True))]
+        for begin, offset in zip(ends, offsets, strict=False):
+            buffer[begin:offset] = 0
+    buffer[: len(head)] = np.frombuffer(head, np.uint8)
+    return buffer, offsets
+
+
+def _head(entries: tuple[_Entry, ...], meta: Mapping[str, Any] = MappingProxyType({})) -> tuple[bytes, list[int], int]:
+    """Return what stands before the arrays, where each of them begins, and where the last one ends."""
+    header = _pack(dict(meta), [_described(entry) for entry in entries])
+    head = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
+    return head, *_place(len(head), (entry.num_bytes for entry in entries))
+
+
+_known_head = lru_cache(_KNOWN)(_head)
+
+
+def _block(array: Array) -> bytes | None:
+    """Return a large array of bytes compressed, or None where that would gain little."""
+    if array.dtype != _FRAMES or not _MIN_BLOCK <= array.nbytes <= _MAX_BLOCK:
+        return None
+    block: bytes = lz4.block.compress(np.ascontiguousarray(array), store_size=False)
+    return block if len(block) <= _WORTH * array.nbytes else None
+
+
+def _values(entry: _Entry, octets: NDArray[np.uint8], offset: int) -> Array:
+    if entry.block is None:
+        return np.ndarray(entry.shape, entry.dtype, octets, offset)
+    size = prod(entry.shape)
+    try:
+        values = lz4.block.decompress(octets[offset : offset + entry.block], uncompressed_size=size)
+    except lz4.block.LZ4BlockError as error:
+        raise CodecError(f"array {entry.name!r:.100} must be an LZ4 block of {size} bytes, got {error}") from error
+    if len(values) != size:
+        raise CodecError(f"array {entry.name!r:.100} must be an LZ4 block of {size} bytes, got one of {len(values)}")
+    return np.frombuffer(values, np.uint8).reshape(entry.shape)
 
 
 def _place(start: int, sizes: Iterable[int]) -> tuple[list[int], int]:
@@ -78,18 +168,19 @@ def _place(start: int, sizes: Iterable[int]) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _code(name: str, array: Array) -> str:
-    code = array.dtype.str
-    if code not in _DTYPES or array.ndim > _MAX_AXES:
+def _described(entry: _Entry) -> list[Any]:
+    code = entry.dtype.str
+    if code not in _DTYPES or len(entry.shape) > _MAX_AXES:
         raise CodecError(
-            f"array {name!r} must be of bools or little-endian numbers with at most {_MAX_AXES} axes, "
-            f"got {array.dtype} with {array.ndim}"
+            f"array {entry.name!r} must be of bools or little-endian numbers with at most {_MAX_AXES} axes, "
+            f"got {entry.dtype} with {len(entry.shape)}"
         )
-    return code
+    item = [entry.name, code, list(entry.shape)]
+    return item if entry.block is None else [*item, entry.block]
 
 
 def _pack(meta: dict[str, Any], entries: list[list[Any]]) -> bytes:
-    if not _is_plain(meta, _MAX_DEPTH - 1) or any(type(name) is not str for name, _, _ in entries):
+    if not _is_plain(meta, _MAX_DEPTH - 1) or any(type(name) is not str for name, *_ in entries):
         raise CodecError("names must be strings and meta must be None, bools, ints, floats, strings, lists and dicts")
     try:
         return bytes(msgpack.packb({"meta": meta, "arrays": entries}))
@@ -106,7 +197,7 @@ def _octets(buffer: Octets) -> NDArray[np.uint8]:
     return octets
 
 
-def _header(octets: NDArray[np.uint8]) -> tuple[Any, int]:
+def _header(octets: NDArray[np.uint8]) -> bytes:
     if octets.size < _PREFIX.size:
         raise CodecError(f"buffer must begin with {_PREFIX.size} fixed bytes, got {octets.size} bytes in all")
     magic, version, length = _PREFIX.unpack(octets[: _PREFIX.size].tobytes())
@@ -117,10 +208,18 @@ def _header(octets: NDArray[np.uint8]) -> tuple[Any, int]:
     end = _PREFIX.size + length
     if end > octets.size:
         raise CodecError(f"header must end within the buffer, got {end} of {octets.size} bytes")
+    return octets[_PREFIX.size : end].tobytes()
+
+
+def _plan(header: bytes) -> _Plan:
     try:  # msgpack refuses by itself what claims to be longer than the header
-        return msgpack.unpackb(octets[_PREFIX.size : end]), end
+        entries, meta = _parts(msgpack.unpackb(header))
     except ValueError as error:
         raise CodecError(f"header must be msgpack, got {error!r}") from error
+    return _Plan(entries, meta, *_place(_PREFIX.size + len(header), (entry.num_bytes for entry in entries)))
+
+
+_known_plan = lru_cache(_KNOWN)(_plan)
 
 
 def _parts(header: Any) -> tuple[list[_Entry], dict[str, Any]]:
@@ -137,8 +236,15 @@ def _parts(header: Any) -> tuple[list[_Entry], dict[str, Any]]:
 def _entry(item: Any) -> _Entry:
     match item:
         case [str(name), str(code), shape] if code in _DTYPES and is_shape(shape):
-            return _Entry(name, _DTYPES[code], shape)
+            return _Entry(name, _DTYPES[code], tuple(shape))
+        case [str(name), _FRAMES.str, shape, int(block)] if is_shape(shape) and _may_be(block, prod(shape)):
+            return _Entry(name, _FRAMES, tuple(shape), block)
     raise CodecError(f"header must give each array's name, dtype and shape, got {item!s:.100}")
+
+
+def _may_be(block: int, size: int) -> bool:
+    """Say whether a block of these bytes can hold so many values; the answer bounds what decoding allocates."""
+    return type(block) is int and 0 < block < size <= min(_MAX_BLOCK, _MAX_INFLATION * block)
 
 
 def is_shape(shape: object) -> bool:

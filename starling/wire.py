@@ -1,33 +1,44 @@
 """What the roles send one another, as one buffer each through the codec."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starling.codec import Octets, decode, encode, is_shape
+from starling.codec import Entries, Octets, decode, encode, is_shape, reserve
 from starling.errors import CodecError
 from starling.params import Layout, Params
-from starling.types import Columns, SampleReply, SampleRequest, Unroll
+from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
 
-_COLUMN, _EPISODE = "column/", "episode/"
+_COLUMN, _EPISODE, _START = "column/", "episode/", "start/"
+_KEPT_ROOM = 1 << 18  # bytes; what is smaller comes from the process's own heap, and costs no new pages anyhow
+
+_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
+
+Reserved = tuple[NDArray[np.uint8], Columns]
+Make = Callable[[Entries], Columns]
+"""Returns arrays of these shapes and types by name, to be filled."""
 
 
-def encode_unroll(unroll: Unroll) -> NDArray[np.uint8]:
-    """Pack every field of an unroll into one buffer."""
-    arrays = {_COLUMN + name: column for name, column in unroll.columns.items()}
-    arrays |= {_EPISODE + name: column for name, column in unroll.episodes.items()}
+def encode_unroll(unroll: Unroll, compress: bool = True) -> NDArray[np.uint8]:
+    """Pack every field of an unroll into one buffer, its frames compressed."""
+    arrays = _within(_COLUMN, unroll.columns) | _within(_EPISODE, unroll.episodes)
     arrays |= {"final_at": unroll.final_at, "final_obs": unroll.final_obs}
     optional = {"next_obs": unroll.next_obs, "priorities": unroll.priorities}
     arrays |= {name: array for name, array in optional.items() if array is not None}
-    return encode(arrays, {"unroll": [unroll.actor, unroll.generation, unroll.sequence]})
+    if unroll.starts:
+        arrays |= {"start_at": unroll.start_at, **_within(_START, unroll.starts)}
+    arrays["unroll"] = np.array([unroll.actor, unroll.generation, unroll.sequence])
+    return encode(arrays, compress=compress)
 
 
 def decode_unroll(buffer: Octets) -> Unroll:
-    """Return the unroll whose arrays are read-only views into `buffer`."""
+    """Return the unroll; its arrays are read-only, and views into `buffer` but for compressed frames."""
     arrays, meta = decode(buffer)
-    match arrays, meta:
-        case {"final_at": final_at, "final_obs": final_obs}, {"unroll": [int(actor), int(generation), int(sequence)]}:
+    match arrays:
+        case {"final_at": final_at, "final_obs": final_obs, "unroll": who} if _is_int(who, 3):
+            actor, generation, sequence = who.tolist()
             return Unroll(
                 actor=actor,
                 generation=generation,
@@ -38,6 +49,8 @@ def decode_unroll(buffer: Octets) -> Unroll:
                 next_obs=arrays.get("next_obs"),
                 priorities=arrays.get("priorities"),
                 episodes=_under(_EPISODE, arrays),
+                start_at=arrays.get("start_at", np.empty(0, np.int64)),
+                starts=_under(_START, arrays),
             )
     raise CodecError(f"buffer must hold an unroll, got arrays {sorted(arrays)} and meta {sorted(meta)}")
 
@@ -87,27 +100,94 @@ def decode_request(buffer: Octets) -> SampleRequest:
 
 def encode_reply(reply: SampleReply) -> NDArray[np.uint8]:
     """Pack a shard's answer."""
-    arrays = {_COLUMN + name: column for name, column in reply.columns.items()}
-    arrays |= {"keys": reply.keys, "probabilities": reply.probabilities}
-    meta = {"counts": list(reply.counts), "mass": reply.mass, "size": reply.size, "inserted": reply.inserted}
-    meta |= {"origin": reply.origin}
-    return encode(arrays, meta)
+    return encode(_arrays_of(reply))
 
 
 def decode_reply(buffer: Octets) -> SampleReply:
     """Return the answer whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
-    if not {"keys", "probabilities"} <= arrays.keys() or meta.keys() != {
-        "counts",
-        "mass",
-        "size",
-        "inserted",
-        "origin",
-    }:
-        raise CodecError(f"buffer must hold a sample reply, got arrays {sorted(arrays)} and meta {sorted(meta)}")
-    return SampleReply(
-        columns=_under(_COLUMN, arrays), keys=arrays["keys"], probabilities=arrays["probabilities"], **meta
-    )
+    match arrays:
+        case {"keys": keys, "probabilities": probabilities, "counts": counts, "tally": tally, "mass": mass}:
+            if _is_int(tally, 3) and _is_int(counts, counts.size) and mass.shape == ():
+                size, inserted, origin = tally.tolist()
+                return SampleReply(
+                    counts=counts.tolist(),
+                    columns=_under(_COLUMN, arrays),
+                    keys=keys,
+                    probabilities=probabilities,
+                    mass=mass.item(),
+                    size=size,
+                    inserted=inserted,
+                    origin=origin,
+                    starts=_under(_START, arrays),
+                )
+    raise CodecError(f"buffer must hold a sample reply, got arrays {sorted(arrays)} and meta {sorted(meta)}")
+
+
+class Answers:
+    """Packs one shard's answers, each gathered where it will be sent from: no array of windows is copied.
+
+    All large answers use the same memory, so one is good until the next is asked for. Called from one thread.
+    """
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+        self._starts: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # of one window, as the last answer had it
+
+    def pack(self, sample: Callable[[SampleRequest, Make], SampleReply], request: Octets) -> NDArray[np.uint8]:
+        """Answer one request; `sample` may take the arrays of its windows from what it is handed."""
+        asked = decode_request(request)
+        reserved: Reserved = np.empty(0, np.uint8), {}
+
+        def make(entries: Entries) -> Columns:
+            nonlocal reserved
+            reserved = self._reserve(entries, len(asked.counts))
+            return _under(_COLUMN, reserved[1])
+
+        reply = sample(asked, make)
+        arrays, (buffer, places) = _arrays_of(reply), reserved
+        if _kinds(arrays) != _kinds(places):  # before the first answer, or nothing was gathered
+            self._starts = {_START + name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
+            return encode(arrays)
+        for name, place in places.items():
+            if arrays[name] is not place:
+                place[...] = arrays[name]
+        return buffer
+
+    def _reserve(self, entries: Entries, batches: int) -> Reserved:
+        windows = entries["valid"][0][1]
+        starts = {name: ((windows, *shape), dtype) for name, (shape, dtype) in self._starts.items()}
+        whole = {_COLUMN + name: entry for name, entry in entries.items()} | starts
+        whole |= {"keys": ((windows,), _INT), "probabilities": ((windows,), _FLOAT), "counts": ((batches,), _INT)}
+        buffer, places = reserve(whole | {"tally": ((3,), _INT), "mass": ((), _FLOAT)}, room=self._room)
+        if self._room.size < buffer.size >= _KEPT_ROOM:
+            self._room = buffer
+        return buffer, places
+
+
+def _arrays_of(reply: SampleReply) -> Columns:
+    """Return an answer as arrays alone: their header is known before the windows are."""
+    return {
+        **_within(_COLUMN, reply.columns),
+        **_within(_START, reply.starts),
+        "keys": reply.keys,
+        "probabilities": reply.probabilities,
+        "counts": np.array(reply.counts, np.int64),
+        "tally": np.array([reply.size, reply.inserted, reply.origin], np.int64),
+        "mass": np.array(reply.mass),
+    }
+
+
+def _is_int(array: Array, length: int) -> bool:
+    return array.dtype == _INT and array.shape == (length,)
+
+
+def _kinds(arrays: Columns) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def _within(prefix: str, arrays: Columns) -> Columns:
+    return {prefix + name: array for name, array in arrays.items()}
 
 
 def _under(prefix: str, arrays: Columns) -> Columns:

@@ -116,7 +116,7 @@ def test_a_run_is_for_its_owner_alone(tmp_path: Path) -> None:
         (["--learner.batch-size", "30000"], "learner.batch_size must be at most replay.capacity = 20000, got 30000"),
         (
             ["--replay.capacity", "500", "--replay.min-windows", "100"],
-            "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 1024, got 500",
+            "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 2048, got 500",
         ),
         (["--replay.capacity-bytes", "10"], "replay.capacity_bytes must be >= 128 (a row in each shard), got 10"),
         (["--algorithm.name", "ppo"], "algorithm.name must be set in a file"),

@@ -2,6 +2,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lz4.block
 import msgpack
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
-from starling.codec import ALIGNMENT, MAGIC, VERSION, decode, encode
+from starling.codec import ALIGNMENT, MAGIC, VERSION, decode, encode, reserve
 from starling.errors import CodecError
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
@@ -207,6 +208,15 @@ FLOATS = ["x", "<f4", [2]]
         (framed(header_of([["x"], "<f4", [1]]), bytes(4)), "name, dtype and shape"),
         (framed(header_of(["x", "<f4", [2**40]])), "buffer must be"),
         (framed(header_of(FLOATS, ["y", "<f4", [2]]), bytes(8)), "buffer must be"),
+        (framed(header_of(["x", "|u1", [2550], 10]), bytes(10)), "'x' must be an LZ4 block of 2550 bytes"),
+        (framed(header_of(["x", "|u1", [2551], 10]), bytes(10)), "name, dtype and shape"),  # more than any block holds
+        (framed(header_of(["x", "|u1", [2**40], 2**39]), bytes(10)), "name, dtype and shape"),
+        (framed(header_of(["x", "|u1", [10], 10]), bytes(10)), "name, dtype and shape"),  # nothing would be gained
+        (framed(header_of(["x", "|u1", [0], 0])), "name, dtype and shape"),
+        (framed(header_of(["x", "|u1", [10], -1])), "name, dtype and shape"),
+        (framed(header_of(["x", "|u1", [10], True]), bytes(1)), "name, dtype and shape"),
+        (framed(header_of(["x", "<f4", [10], 5]), bytes(5)), "name, dtype and shape"),
+        (framed(header_of(["x", "|u1", [10], 5]), bytes(4)), "buffer must be"),
     ],
 )
 def test_a_header_that_lies_is_refused_in_one_sentence(buffer: bytes, message: str) -> None:
@@ -216,14 +226,87 @@ def test_a_header_that_lies_is_refused_in_one_sentence(buffer: bytes, message: s
     assert "\n" not in str(error.value)
 
 
+def frames(seed: int = 0) -> NDArray[np.uint8]:
+    """Return what games show: little changes from one frame to the next."""
+    rng = np.random.default_rng(seed)
+    shown = np.zeros((8, 2, 42, 42), np.uint8)
+    shown[:] = rng.integers(0, 2, (42, 42)) * 90
+    shown[np.arange(8), :, np.arange(8), 5] = 200
+    return shown
+
+
+def test_frames_are_compressed_where_asked_for_and_come_back_as_they_were() -> None:
+    arrays = {"frames": frames(), "strided": frames()[::2, ::-1], **some_arrays()}
+
+    packed = encode(arrays, {"a": 1}, compress=True)
+
+    assert packed.nbytes < encode(arrays, {"a": 1}).nbytes / 3
+    assert_same(decode(packed)[0], arrays)
+    assert not decode(packed)[0]["frames"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.random.default_rng(0).integers(0, 256, 100_000, np.uint8),
+        np.zeros(4_095, np.uint8),
+        np.zeros((256, 16, 4), np.float32),
+        np.zeros(100_000, np.bool_),
+    ],
+    ids=["noise", "small", "floats", "bools"],
+)
+def test_what_compression_would_not_make_clearly_smaller_travels_as_it_is(array: NDArray[Any]) -> None:
+    assert bytes(encode({"x": array}, compress=True)) == bytes(encode({"x": array}))
+
+
+def test_a_block_of_another_size_than_its_shape_is_refused() -> None:
+    block = lz4.block.compress(bytes(1_000), store_size=False)
+
+    for size in (999, 1_001):
+        with pytest.raises(CodecError, match=f"'x' must be an LZ4 block of {size} bytes"):
+            decode(framed(header_of(["x", "|u1", [size], len(block)]), block))
+
+
+def test_reserved_arrays_are_the_buffers_own() -> None:
+    arrays = some_arrays()
+
+    buffer, places = reserve({name: (array.shape, array.dtype) for name, array in arrays.items()}, {"a": 1})
+    for name, array in arrays.items():
+        places[name][...] = array
+
+    assert bytes(buffer) == bytes(encode(arrays, {"a": 1}))
+
+
+def test_room_that_was_used_before_is_used_again_and_says_nothing_of_that() -> None:
+    arrays = some_arrays()
+    room = np.full(10_000, 255, np.uint8)
+
+    buffer, places = reserve({name: (array.shape, array.dtype) for name, array in arrays.items()}, {"a": 1}, room)
+    for name, array in arrays.items():
+        places[name][...] = array
+
+    assert np.shares_memory(buffer, room)
+    assert bytes(buffer) == bytes(encode(arrays, {"a": 1}))
+
+
+def test_room_that_is_too_small_is_left_alone() -> None:
+    room = np.full(100, 255, np.uint8)
+
+    buffer, _ = reserve({"x": ((100,), np.dtype(np.float64))}, room=room)
+
+    assert not np.shares_memory(buffer, room)
+    assert (room == 255).all()
+
+
 def test_a_buffer_with_holes_is_refused() -> None:
     with pytest.raises(CodecError, match="contiguous"):
         decode(np.repeat(encode(some_arrays()), 2)[::2])
 
 
-def test_a_thousand_mutations_are_refused_or_stay_inside_the_buffer() -> None:
+@pytest.mark.parametrize("arrays", [some_arrays(), {"frames": frames(), "step": np.array(7)}], ids=["plain", "frames"])
+def test_a_thousand_mutations_are_refused_or_stay_inside_the_buffer(arrays: dict[str, NDArray[Any]]) -> None:
     rng = np.random.default_rng(0)
-    whole = encode(some_arrays(), {"note": [1, 2.0, None, {"a": "b"}]})
+    whole = encode(arrays, {"note": [1, 2.0, None, {"a": "b"}]}, compress=True)
     head = 16 + int(whole[12:16].view("<u4")[0])
 
     for trial in range(1_000):
@@ -231,9 +314,10 @@ def test_a_thousand_mutations_are_refused_or_stay_inside_the_buffer() -> None:
         where = rng.integers(0, head if trial % 2 else whole.size, rng.integers(1, 4))
         mutant[where] = rng.integers(0, 256, where.size)
         try:
-            arrays, _ = decode(mutant)
+            got, _ = decode(mutant)
         except CodecError:
             continue
         low, high = byte_bounds(mutant)
-        bounds = [byte_bounds(array) for array in arrays.values() if array.size]
-        assert all(low <= first and last <= high for first, last in bounds)
+        views = [byte_bounds(array) for array in got.values() if array.size and np.shares_memory(array, mutant)]
+        assert all(low <= first and last <= high for first, last in views)
+        assert sum(array.nbytes for array in got.values()) <= 255 * mutant.size

@@ -136,7 +136,7 @@ def test_a_run_goes_on_while_anybody_works() -> None:
 def test_the_tightest_settings_lock_nobody_up(ratio: float, shards: int) -> None:
     replay = {"capacity": 1024, "min_windows": 1024, "samples_per_insert": ratio, "shards": shards, "tolerance": 0}
 
-    ended = outcome(short(replay=replay, learner={"batch_size": 1024}))
+    ended = outcome(short(replay=replay, learner={"batch_size": 1024}, actor={"unroll_length": 16}))
 
     assert ended.reason == "budget"
 

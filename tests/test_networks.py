@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from starling.networks import Dueling, Linear, Mlp, NatureCnn, Network
+from starling.networks.description import num_params
 from starling.networks.forward import build_forward
 from starling.networks.modules import build_modules
 from starling.networks.numpy_forward import NumpyForward
@@ -96,3 +97,15 @@ def test_the_same_generator_gives_the_same_weights() -> None:
 
     assert first.buffer.tobytes() == second.buffer.tobytes()
     assert first.buffer.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "torso"),
+    [(VECTOR, Mlp(hidden=(16, 8))), (DIGITS, Mlp(hidden=())), (FRAMES, NatureCnn(features=64))],
+    ids=["vector", "table", "frames"],
+)
+def test_the_parameters_of_a_network_are_counted_without_building_it(spec: Spec, torso: Mlp | NatureCnn) -> None:
+    heads = {"q": Dueling(actions=3), "policy": Linear(outputs=3), "table": Linear(outputs=2, bias=False)}
+    network = Network(torso=torso, heads=heads)
+
+    assert num_params(network, spec) == params_of({"n": network}, spec).layout.size

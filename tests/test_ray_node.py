@@ -15,10 +15,13 @@ from cluster.ray_node import (
     LONGEST_SOCKET,
     MARK,
     RAY_FOLDER,
+    SPILLED,
+    STORE,
     RayNode,
     is_loopback,
     open_listeners,
     processes_marked,
+    spilled_bytes,
 )
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
@@ -50,6 +53,22 @@ def test_no_two_runs_share_a_token_a_folder_or_a_mark(node: RayNode) -> None:
 
 def test_the_folder_is_short_enough_for_rays_sockets(node: RayNode) -> None:
     assert len(f"{node.folder}/{LONGEST_SOCKET}") <= 107
+
+
+def test_the_supervisor_is_told_how_large_its_store_shall_be(node: RayNode) -> None:
+    larger = RayNode(node.folder, node.mark, 300 << 20)
+
+    assert (node.environment({})[STORE], larger.environment({})[STORE]) == (str(256 << 20), str(300 << 20))
+
+
+def test_what_ray_moved_to_the_disk_is_added_up(node: RayNode) -> None:
+    before = spilled_bytes(node.folder / RAY_FOLDER)
+    place = node.folder / SPILLED / "ray_spilled_objects_1"
+    place.mkdir(parents=True)
+    for name, size in (("a", 1_000), ("b", 500)):
+        (place / name).write_bytes(bytes(size))
+
+    assert (before, spilled_bytes(node.folder / RAY_FOLDER)) == (0, 1_500)
 
 
 def test_nothing_that_was_set_for_another_ray_is_inherited(node: RayNode) -> None:

@@ -62,18 +62,6 @@ class SlowReplay:
             self._replies += [(int(shard), self.shards[shard].sample(request)) for request in mine]
 
 
-class Flattening:
-    """Claims that all shards weigh the same: a router that believes it samples with a bias."""
-
-    def __init__(self, source: ReplaySource) -> None:
-        self._source = source
-        self.num_shards = source.num_shards
-        self.request = source.request
-
-    def replies(self) -> list[tuple[int, SampleReply]]:
-        return [(shard, replace(reply, mass=1.0)) for shard, reply in self._source.replies()]
-
-
 def taken(router: Router) -> Sampled:
     batch = router.take()
     assert not isinstance(batch, str), batch
@@ -86,41 +74,6 @@ def which(batch: Sampled, num_shards: int) -> np.ndarray:
     shard, serial = batch.columns["obs"][0].astype(int).T
     np.testing.assert_array_equal(shard, batch.ticket.shards)
     return starts[shard] + serial - 1
-
-
-def chi_squared(counts: np.ndarray, expected: np.ndarray) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def critical(freedom: int, z: float = 3.09) -> float:
-    """Return what chance exceeds once in a thousand (Wilson and Hilferty, 1931)."""
-    spread_ = 2.0 / (9.0 * freedom)
-    return float(freedom * (1.0 - spread_ + z * np.sqrt(spread_)) ** 3)
-
-
-def drawn(router: Router, num_shards: int, batches: int) -> np.ndarray:
-    batches_ = [which(taken(router), num_shards) for _ in range(batches)]
-    return np.bincount(np.concatenate(batches_), minlength=len(PRIORITIES))
-
-
-@pytest.mark.parametrize("num_shards", [1, 2, 4])
-def test_many_shards_sample_as_one_big_tree(num_shards: int) -> None:
-    router = router_of(LocalReplay(bandit_shards(num_shards)), batch_size=40)
-
-    counts = drawn(router, num_shards, batches=500)
-
-    expected = 20_000 * np.array(PRIORITIES) / sum(PRIORITIES)
-    assert chi_squared(counts, expected) < critical(len(PRIORITIES) - 1)
-
-
-@pytest.mark.parametrize("num_shards", [2, 4])
-def test_the_same_test_rejects_equal_shares(num_shards: int) -> None:
-    router = router_of(Flattening(LocalReplay(bandit_shards(num_shards))), batch_size=40)
-
-    counts = drawn(router, num_shards, batches=500)
-
-    expected = 20_000 * np.array(PRIORITIES) / sum(PRIORITIES)
-    assert chi_squared(counts, expected) > 10 * critical(len(PRIORITIES) - 1)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 4])

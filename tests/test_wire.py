@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,19 @@ from numpy.typing import NDArray
 from starling.codec import decode, encode
 from starling.errors import CodecError
 from starling.params import Params
-from starling.types import Unroll
-from starling.wire import decode_params, decode_unroll, encode_params, encode_unroll
+from starling.types import Columns, SampleReply, SampleRequest, Unroll
+from starling.wire import (
+    Answers,
+    Make,
+    decode_params,
+    decode_reply,
+    decode_request,
+    decode_unroll,
+    encode_params,
+    encode_reply,
+    encode_request,
+    encode_unroll,
+)
 
 
 def an_unroll(**changes: Any) -> Unroll:
@@ -39,16 +50,20 @@ def some_params() -> Params:
 
 @pytest.mark.parametrize(
     "optional",
-    [{}, {"next_obs": np.zeros((2, 4), np.float32)}, {"priorities": np.full((3, 2), np.nan, np.float32)}],
-    ids=lambda optional: " ".join(optional) or "neither",
+    [
+        {},
+        {"next_obs": np.zeros((2, 4), np.float32)},
+        {"priorities": np.full((3, 2), np.nan, np.float32)},
+        {"start_at": np.array([0, 4]), "starts": {"h": np.ones((2, 5), np.float32), "c": np.zeros((2, 5), np.float32)}},
+    ],
+    ids=lambda optional: " ".join(optional) or "nothing optional",
 )
 def test_an_unroll_arrives_with_every_field(optional: dict[str, Any]) -> None:
     sent = an_unroll(**optional)
 
     got = decode_unroll(encode_unroll(sent))
 
-    for field in fields(Unroll):
-        np.testing.assert_equal(getattr(got, field.name), getattr(sent, field.name))
+    assert_equal_fields(got, sent)
     assert got.num_steps == sent.num_steps
 
 
@@ -88,17 +103,130 @@ def test_what_is_no_parameters_is_refused(buffer: Any) -> None:
         decode_params(buffer)
 
 
+def a_reply(windows: int = 3, value: int = 1, starts: bool = False, **changes: Any) -> SampleReply:
+    given: dict[str, Any] = {
+        "counts": [windows - 1, 1] if windows else [0, 0],
+        "columns": {
+            "obs": np.full((2, windows, 2, 84, 84), value, np.uint8),
+            "valid": np.ones((3, windows), np.bool_),
+        },
+        "keys": np.arange(windows) + (1 << 40),
+        "probabilities": np.linspace(0.1, 0.2, windows),
+        "mass": 7.25,
+        "size": 12,
+        "inserted": 2**62,
+        "origin": 5,
+        "starts": {"h": np.full((windows, 4), value, np.float32)} if starts else {},
+    }
+    return SampleReply(**given | changes)
+
+
+def a_request(keys: int = 2) -> SampleRequest:
+    return SampleRequest(
+        counts=[2, 1],
+        keys=np.arange(keys) + (1 << 40),
+        priorities=np.linspace(0.0, 1.0, keys),
+        insert_limit=2**62,
+        largest_priority=3.5,
+        generation=4,
+    )
+
+
+def gathering(reply: SampleReply, made: list[Columns]) -> Callable[[SampleRequest, Make], SampleReply]:
+    """Return what answers any request with this reply, gathered into the arrays that it is handed."""
+
+    def sample(request: SampleRequest, make: Make) -> SampleReply:
+        columns = make({name: (array.shape, array.dtype) for name, array in reply.columns.items()})
+        for name, array in reply.columns.items():
+            columns[name][...] = array
+        made.append(columns)
+        return replace(reply, columns=columns)
+
+    return sample
+
+
+def assert_equal_fields(got: Any, expected: Any) -> None:
+    for field in fields(expected):
+        np.testing.assert_equal(getattr(got, field.name), getattr(expected, field.name))
+
+
+def test_a_request_arrives_with_every_field() -> None:
+    assert_equal_fields(decode_request(encode_request(a_request())), a_request())
+
+
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("windows", [0, 3])
+def test_a_reply_arrives_with_every_field(windows: int, starts: bool) -> None:
+    sent = a_reply(windows, starts=starts)
+
+    assert_equal_fields(decode_reply(encode_reply(sent)), sent)
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_an_answer_that_was_gathered_in_place_is_the_reply_encoded(starts: bool) -> None:
+    answers, replies = Answers(), [a_reply(windows, windows, starts) for windows in (3, 30, 3, 4)]
+
+    packed = [bytes(answers.pack(gathering(reply, []), encode_request(a_request()))) for reply in replies]
+
+    assert packed == [bytes(encode_reply(reply)) for reply in replies]
+
+
+def test_windows_are_gathered_where_they_are_sent_from() -> None:
+    answers, made = Answers(), list[Columns]()
+    answers.pack(gathering(a_reply(100, starts=True), made), encode_request(a_request()))
+
+    packed = answers.pack(gathering(a_reply(99, starts=True), made), encode_request(a_request()))
+
+    assert np.shares_memory(made[1]["obs"], packed)
+
+
+def test_large_answers_use_the_same_memory_again() -> None:
+    def packed(answers: Answers, windows: int) -> NDArray[np.uint8]:
+        return answers.pack(gathering(a_reply(windows), []), encode_request(a_request()))
+
+    answers = Answers()
+
+    assert np.shares_memory(packed(answers, 100), packed(answers, 99))
+
+
+def test_an_answer_without_windows_needs_no_arrays_made() -> None:
+    packed = Answers().pack(lambda request, make: a_reply(0), encode_request(a_request()))
+
+    assert_equal_fields(decode_reply(packed), a_reply(0))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        encode({}),
+        encode_unroll(an_unroll()),
+        encode(decode(encode_reply(a_reply()))[0] | {"tally": np.zeros(3)}),
+        encode(decode(encode_reply(a_reply()))[0] | {"counts": np.array(3)}),
+        encode(decode(encode_reply(a_reply()))[0] | {"mass": np.zeros(2)}),
+    ],
+)
+def test_what_is_no_reply_is_refused(buffer: NDArray[np.uint8]) -> None:
+    with pytest.raises(CodecError, match="must hold a sample reply"):
+        decode_reply(buffer)
+
+
 def test_what_is_no_unroll_is_refused() -> None:
-    arrays, meta = decode(encode_unroll(an_unroll()))
+    arrays, _ = decode(encode_unroll(an_unroll()))
     without = {name: array for name, array in arrays.items() if name != "final_at"}
 
-    for buffer in [encode_params(some_params()), encode(without, meta), encode(arrays, {"unroll": [3, 1]})]:
+    for buffer in [encode_params(some_params()), encode(without), encode(arrays | {"unroll": np.arange(2)})]:
         with pytest.raises(CodecError, match="must hold an unroll"):
             decode_unroll(buffer)
 
 
 @pytest.mark.parametrize(
-    ("whole", "read"), [(encode_unroll(an_unroll()), decode_unroll), (encode_params(some_params()), decode_params)]
+    ("whole", "read"),
+    [
+        (encode_unroll(an_unroll()), decode_unroll),
+        (encode_params(some_params()), decode_params),
+        (encode_request(a_request()), decode_request),
+        (encode_reply(a_reply()), decode_reply),
+    ],
 )
 def test_a_mutated_message_is_read_or_refused(whole: NDArray[np.uint8], read: Callable[[Any], Any]) -> None:
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from actors.envs import measure
 from cluster.board import Subject
+from cluster.budget import Plan
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
 from cluster.config import Config, dump, is_file, load
@@ -18,6 +19,7 @@ from cluster.contents import replay_folder
 from cluster.inbox import FOLDER, deliver
 from cluster.preflight import refuse_what_cannot_run
 from cluster.provenance import provenance
+from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.recorded_files import check_all, recorded, stem_of_data, wanted_by
 from cluster.report import Event, Noted, Outcome
 from cluster.reporter import Reporter
@@ -93,6 +95,7 @@ class Job:
     stem: str
     run: Run | None = None  # that goes on
     start: Start = FRESH
+    plan: Plan | None = None
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # events at the beginning, by name
 
 
@@ -144,7 +147,8 @@ def exit_code(outcome: Outcome, config: Config[Any]) -> int:
 
 def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
     config, options = job.config, job.options
-    job = _begun(job, refuse_what_cannot_run(config))
+    checked = refuse_what_cannot_run(config)
+    job = _begun(replace(job, plan=checked.plan), checked.spec)
     wanted = _wanted(config, options.fill)
     with _folder(job) as folder:
         if job.run is not None:
@@ -227,7 +231,7 @@ def _resumed(job: Job, run: Run, folder: RunFolder) -> Job:
 
 
 def _first_lines(job: Job) -> Iterator[str]:
-    """Say where a run that does not begin at nothing begins."""
+    """Say where a run that does not begin at nothing begins, and what any run will hold in memory."""
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
     if said := job.notes.get("replay_lost"):
@@ -236,6 +240,8 @@ def _first_lines(job: Job) -> Iterator[str]:
     if said := job.notes.get("initialised"):
         left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
         yield f"from {said['run']}: {', '.join(said['taken'])}{left}"
+    if job.plan is not None:
+        yield f"memory {job.plan}"
 
 
 def _as_asked(outcome: Outcome, config: Config[Any], asked: Sequence[str]) -> Outcome:
@@ -248,7 +254,8 @@ def _engine(job: Job) -> Engine:
     if job.config.runtime == "ray":
         from cluster.launcher import run_ray
 
-        return partial(run_ray, start=job.start)
+        store_bytes = OBJECT_STORE_BYTES if job.plan is None else job.plan.store_bytes
+        return partial(run_ray, start=job.start, store_bytes=store_bytes)
     from cluster.local import run_local  # torch: only where a learner runs in this process
 
     return partial(run_local, start=job.start)

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from starling.errors import check
+from starling.spec import Spec
+
+CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Channels, kernel and stride of each of the three."""
 
 Activation = Literal["relu", "tanh"]
 
@@ -52,3 +57,31 @@ class Network:
 
     torso: Torso
     heads: Mapping[str, Head]
+
+
+def num_params(network: Network, spec: Spec) -> int:
+    """Return how many numbers such a network has."""
+    torso = network.torso
+    widths = [spec.features, *torso.hidden] if isinstance(torso, Mlp) else [_frames_out(spec), torso.features]
+    layers = sum((before + 1) * after for before, after in pairwise(widths))
+    heads = sum(_head_params(head, widths[-1]) for head in network.heads.values())
+    return layers + heads + (0 if isinstance(torso, Mlp) else _conv_params(spec.obs.shape[0]))
+
+
+def _head_params(head: Head, features: int) -> int:
+    if isinstance(head, Dueling):
+        return (features + 1) * (head.actions + 1)
+    return (features + head.bias) * head.outputs
+
+
+def _conv_params(channels: int) -> int:
+    sides = [channels, *(out for out, _, _ in CONVOLUTIONS)]
+    kernels = [kernel for _, kernel, _ in CONVOLUTIONS]
+    return sum((i * k * k + 1) * o for (i, o), k in zip(pairwise(sides), kernels, strict=True))
+
+
+def _frames_out(spec: Spec) -> int:
+    _, height, width = spec.obs.shape
+    for _, kernel, stride in CONVOLUTIONS:
+        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return CONVOLUTIONS[-1][0] * height * width

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from starling.networks.description import Dueling, Head, Linear, Mlp, NatureCnn, Network
+from starling.networks.description import CONVOLUTIONS, Dueling, Head, Linear, Mlp, NatureCnn, Network
 from starling.spec import Spec
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
@@ -49,11 +49,9 @@ class NatureCnnModule(nn.Module):
     def __init__(self, torso: NatureCnn, spec: Spec) -> None:
         super().__init__()
         channels, height, width = spec.obs.shape
-        self.convs = nn.Sequential(
-            *(nn.Conv2d(channels, 32, 8, 4), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
-            *(nn.Conv2d(64, 64, 3, 1), nn.ReLU()),
-        )
+        inputs = [channels, *(outputs for outputs, _, _ in CONVOLUTIONS)]
+        layers = zip(inputs, CONVOLUTIONS, strict=False)
+        self.convs = nn.Sequential(*(part for i, conv in layers for part in (nn.Conv2d(i, *conv), nn.ReLU())))
         with torch.no_grad():
             flat = self.convs(torch.zeros(1, channels, height, width)).numel()
         self.linear = nn.Linear(flat, torso.features)
