@@ -91,10 +91,7 @@ class ReplayShard:
 
     def refill(self, unroll: Unroll, first_row: int) -> None:
         """Store an unroll again under the rows that it had; rows left out are nobody's."""
-        if first_row > self._storage.end:
-            nothing = np.empty(0, np.int64)
-            self._set_windows(self._making_room(first_row), nothing, np.empty(0))
-            self._storage.skip_to(first_row)
+        self._skip_to(first_row)
         assert first_row == self._storage.end, "unrolls come back in the order of their rows"
         self.fill(unroll)
 
@@ -153,15 +150,16 @@ class ReplayShard:
         return State(arrays, meta)
 
     def adopt(self, index: State, account: bool, writers: bool) -> None:
-        """Lay an index over the unrolls that were stored again; rows that it does not know stay as they are.
+        """Lay an index over the unrolls that were stored again; windows that it does not know stay as they are.
 
         With its `account` the shard goes on with the same numbers, the random ones included. With its `writers` it
         knows what they had sent; without, whoever writes begins a new stream.
         """
-        first = index.meta["first"]
-        known = np.arange(max(first, self._storage.oldest), min(index.meta["end"], self._storage.end))
+        first, end = index.meta["first"], index.meta["end"]
+        known = np.arange(max(first, self._storage.oldest), min(end, self._storage.end))
         self.set_masses(known, index.arrays["masses"][known - first])
         self._times_sampled[self._storage.slots(known)] = index.arrays["times_sampled"][known - first]
+        self._skip_to(end)
         if account:
             self._inserted, self._insert_limit = index.meta["inserted"], index.meta["insert_limit"]
             self._largest = index.meta["largest"]
@@ -225,6 +223,12 @@ class ReplayShard:
         self._set_windows(lost, storage.slots(first), self._masses_of_new(priorities))
         self._streams.remember(unroll, rows.tail(self._window.length + self._window.stack - 1), storage.oldest)
         return len(first)
+
+    def _skip_to(self, row: int) -> None:
+        """Go on with this row, if it is not reached yet."""
+        if row > self._storage.end:
+            self._set_windows(self._making_room(row), np.empty(0, np.int64), np.empty(0))
+            self._storage.skip_to(row)
 
     def _making_room(self, end: int) -> NDArray[np.int64]:
         """Return the slots that lose their window when the rows up to `end` are there, also to those rows."""
