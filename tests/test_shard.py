@@ -215,6 +215,7 @@ def test_a_writer_in_an_index_cannot_send_its_last_unroll_again(writers: bool) -
 
     empty.adopt(shard.index(), account=True, writers=writers)
 
+    assert empty.rows[1] == shard.rows[1]  # no number is used again
     assert empty.insert(bandit_unroll([1.0], actor=3)).accepted != writers
     assert empty.insert(bandit_unroll([1.0], actor=3, sequence=1)).accepted
 
