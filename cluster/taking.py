@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayTaskError
 
 from starling.metrics import Clock
 from starling.state import State, unpack_state
@@ -29,7 +29,7 @@ class Snapshot:
     def is_whole(self) -> bool:
         """Take in the answers that have come, and say whether every shard has written what it was asked for."""
         for role, asked in list(self._asked.items()):
-            if ray.wait([asked], timeout=0)[0]:
+            if not self.failed and ray.wait([asked], timeout=0)[0]:
                 self._hear(role, asked)
         if self._asked and not self.failed and self._clock() > self._until:
             self.failed = f"{', '.join(self._asked)} did not write it in time"
@@ -38,9 +38,11 @@ class Snapshot:
     def _hear(self, role: str, asked: Any) -> None:
         try:
             packed = ray.get(asked)
-        except RayError as error:
-            self.failed = f"{role}: {str(error).strip().splitlines()[-1]}"
-            del self._asked[role]
+        except RayActorError:
+            self.failed = f"{role} died"
+            return
+        except RayTaskError as error:
+            self.failed = f"{role}: {error.cause}"
             return
         if packed is None:
             self._asked[role] = self._shards[role].taken.remote(self.name)
