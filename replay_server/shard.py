@@ -12,7 +12,7 @@ from replay_server.inspection import figures
 from replay_server.priorities import largest, masses, usable
 from replay_server.starts import Starts
 from replay_server.storage import Make, Storage, columns_of, new_arrays, row_bytes
-from replay_server.streams import Rows, Stream
+from replay_server.streams import Rows, Streams
 from replay_server.sum_tree import SumTree
 from starling.metrics import Clock, Meter
 from starling.spec import ArraySpec, Spec
@@ -21,7 +21,6 @@ from starling.types import Columns, InsertReply, SampleReply, SampleRequest, Unr
 from starling.windows import Window, begun
 
 KEY_BITS = 40  # more rows than one shard will see
-MAX_SILENT = 1024  # writers that are remembered although nothing of them is left
 
 
 class ReplayShard:
@@ -55,8 +54,7 @@ class ReplayShard:
         self._starts = Starts(rows, window.period, starts) if starts else None
         self._tree = SumTree(rows)
         self._times_sampled = np.zeros(rows, np.uint32)
-        self._streams: dict[int, Stream] = {}  # the one that wrote last comes last
-        self._tidy_at = rows
+        self._streams = Streams(rows)
         self._size = 0  # windows alive
         self._inserted = 0  # windows ever
         self._insert_limit = -(-config.min_windows // config.shards)  # so that actors need not wait for the learner
@@ -72,7 +70,7 @@ class ReplayShard:
     def insert(self, unroll: Unroll) -> InsertReply:
         """Store an unroll and the windows that it completes, unless it came before or its writer was replaced."""
         self._meter.enter("inserting")
-        refusal = self._refusal(unroll)
+        refusal = self._streams.refusal(unroll)
         if refusal:
             self._meter.count(refusal)
         else:
@@ -93,10 +91,7 @@ class ReplayShard:
 
     def refill(self, unroll: Unroll, first_row: int) -> None:
         """Store an unroll again under the rows that it had; rows left out are nobody's."""
-        if first_row > self._storage.end:
-            nothing = np.empty(0, np.int64)
-            self._set_windows(self._making_room(first_row), nothing, np.empty(0))
-            self._storage.skip_to(first_row)
+        self._skip_to(first_row)
         assert first_row == self._storage.end, "unrolls come back in the order of their rows"
         self.fill(unroll)
 
@@ -150,25 +145,29 @@ class ReplayShard:
             "largest": self._largest,
             "rng": rng_meta(self._rng),
             "origin": self._origin,
-            "writers": [[actor, stream.generation, stream.sequence] for actor, stream in self._streams.items()],
+            "writers": self._streams.writers(),
         }
         return State(arrays, meta)
 
     def adopt(self, index: State, account: bool, writers: bool) -> None:
-        """Lay an index over the unrolls that were stored again; rows that it does not know stay as they are.
+        """Lay an index over the unrolls that were stored again; windows that it does not know stay as they are.
 
         With its `account` the shard goes on with the same numbers, the random ones included. With its `writers` it
         knows what they had sent; without, whoever writes begins a new stream.
         """
-        first = index.meta["first"]
-        known = np.arange(max(first, self._storage.oldest), min(index.meta["end"], self._storage.end))
+        first, end = index.meta["first"], index.meta["end"]
+        known = np.arange(max(first, self._storage.oldest), min(end, self._storage.end))
         self.set_masses(known, index.arrays["masses"][known - first])
         self._times_sampled[self._storage.slots(known)] = index.arrays["times_sampled"][known - first]
+        self._skip_to(end)
         if account:
             self._inserted, self._insert_limit = index.meta["inserted"], index.meta["insert_limit"]
             self._largest = index.meta["largest"]
             set_rng(self._rng, index.meta["rng"])
-        self._streams = self._with(index.meta["writers"]) if writers else {}
+        if writers:
+            self._streams.adopt(index.meta["writers"])
+        else:
+            self._streams.clear()
 
     def state(self) -> State:
         """Return every window that can be drawn, and the account."""
@@ -208,14 +207,6 @@ class ReplayShard:
         stats["histograms"] |= histograms
         return stats
 
-    def _refusal(self, unroll: Unroll) -> str:
-        stream = self._streams.get(unroll.actor)
-        if stream is None:
-            return ""
-        if stream.fences_off(unroll):
-            return "unrolls_fenced_off"
-        return "unrolls_repeated" if stream.has_seen(unroll) else ""
-
     def _store(self, unroll: Unroll) -> int:
         """Store an unroll, and return how many windows it made whole."""
         storage = self._storage
@@ -230,8 +221,14 @@ class ReplayShard:
             rows = carried.then(rows)
         first, priorities = self._completed(unroll, rows, 0 if carried is None else len(carried.numbers))
         self._set_windows(lost, storage.slots(first), self._masses_of_new(priorities))
-        self._remember(unroll, rows)
+        self._streams.remember(unroll, rows.tail(self._window.length + self._window.stack - 1), storage.oldest)
         return len(first)
+
+    def _skip_to(self, row: int) -> None:
+        """Go on with this row, if it is not reached yet."""
+        if row > self._storage.end:
+            self._set_windows(self._making_room(row), np.empty(0, np.int64), np.empty(0))
+            self._storage.skip_to(row)
 
     def _making_room(self, end: int) -> NDArray[np.int64]:
         """Return the slots that lose their window when the rows up to `end` are there, also to those rows."""
@@ -269,7 +266,7 @@ class ReplayShard:
         if not there.all():
             self._meter.count("windows_lost", int(np.count_nonzero(~there)))
             at, first = at[there], first[there]
-        return first, _given_priorities(unroll, len(rows.numbers)).take(at)
+        return first, _given_priorities(unroll, at, len(rows.numbers))
 
     def _earliest(self, rows: Rows, at: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return of windows, by where they begin in `rows`, the first row that they need; -1 if it is none of these."""
@@ -297,37 +294,6 @@ class ReplayShard:
         self._times_sampled[slots] = 0
         self._tree.set(slots, given)
 
-    def _remember(self, unroll: Unroll, rows: Rows) -> None:
-        """Keep what later unrolls of this writer need, and forget those that have been silent for longest."""
-        self._streams.pop(unroll.actor, None)
-        tail = rows.tail(self._window.length + self._window.stack - 1).copy()
-        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, tail)
-        excess = len(self._streams) - MAX_SILENT
-        for actor in list(self._streams)[:excess] if excess > 0 else ():
-            if self._streams[actor].newest < self._storage.oldest:
-                del self._streams[actor]
-        if self._storage.end >= self._tidy_at:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Let go of the rows of silent writers when they are overwritten, now and then."""
-        self._tidy_at = self._storage.end + self._storage.capacity // 4
-        for actor, stream in self._streams.items():
-            if stream.newest < self._storage.oldest:
-                self._streams[actor] = stream._replace(rows=None)
-
-    def _with(self, writers: list[list[int]]) -> dict[int, Stream]:
-        """Return the streams of an index, and then those that wrote after it."""
-        later, streams = dict(self._streams), {}
-        for actor, generation, sequence in writers:
-            own = later.get(actor)
-            if own is not None and own[:2] > (generation, sequence):
-                continue
-            same = own is not None and own[:2] == (generation, sequence)
-            streams[actor] = Stream(generation, sequence, own.rows if own is not None and same else None)
-            later.pop(actor, None)
-        return streams | later
-
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
         rows = keys - (self._origin << KEY_BITS)  # of another origin: below the oldest one, or beyond the end
         slots = self._storage.slots(rows)
@@ -350,10 +316,13 @@ class ReplayShard:
         return arrays * rows // self._storage.capacity
 
 
-def _given_priorities(unroll: Unroll, num_rows: int) -> NDArray[np.float64]:
-    """Align from the end: after a cut the actor still counts in rows that are carried no more."""
-    priorities = np.full((num_rows, unroll.columns["acted"].shape[1]), np.nan)
-    if unroll.priorities is not None:
-        known = unroll.priorities[-num_rows:]
-        priorities[num_rows - len(known) :] = known
-    return priorities
+def _given_priorities(unroll: Unroll, at: NDArray[np.intp], num_rows: int) -> NDArray[np.float64]:
+    """Return what the actor says of windows by where they begin in so many rows, NaN where it says nothing.
+
+    Aligned from the end: after a cut the actor still counts in rows that are carried no more.
+    """
+    known = unroll.priorities
+    if known is None:
+        return np.full(len(at), np.nan)
+    at = at + (len(known) - num_rows) * known.shape[1]
+    return np.where(at >= 0, known.take(at, mode="clip"), np.nan).astype(np.float64)

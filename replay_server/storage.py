@@ -180,32 +180,20 @@ class Storage:
         `obs` is `[L + 1, n, ...]` or, of the window's ends only, `[2, n, ...]`; behind the end it repeats the
         observation after the last step. With stacks it holds frames, as the window says.
         """
-        length, burn_in = self._window.length, self._window.burn_in
-        chain = np.empty((length + 1, len(slots)), np.intp)
-        chain[0] = slots
-        for step in range(length):
-            chain[step + 1] = self._next.take(chain[step], mode="clip")
-        steps = chain[:-1]
-        places = {name: steps for name in self._columns} | {"obs": self._frames(chain)}
-        shapes = {name: places[name].shape + column.shape[1:] for name, column in self._columns.items()}
-        entries = {name: (shapes[name], column.dtype) for name, column in self._columns.items()}
-        flags = ("valid", "learn") if burn_in else ("valid",)
+        chain = self._chain(slots)
+        steps, frames = chain[:-1], self._frames(chain)
+        places = {name: frames if name == "obs" else steps for name in self._columns}
+        entries = {name: (places[name].shape + c.shape[1:], c.dtype) for name, c in self._columns.items()}
+        flags = ("valid", "learn") if self._window.burn_in else ("valid",)
         arrays = make(entries | {name: (steps.shape, np.dtype(bool)) for name in flags})
-        near = self._near_octets.take(chain, mode="clip").view(self._near.dtype)
-        for name in self._small:
-            values = near[name]
-            if name != "obs":
-                values = values[:-1]
-            elif not self._window.every_obs:
-                values = values[::length]
-            arrays[name][...] = values
+        self._gather_near(chain, arrays)
         for name, column in self._far.items():
             # the default mode is half as fast with frames, and copies what goes to `out` twice
             column.take(places[name], axis=0, mode="clip", out=arrays[name])
         np.not_equal(chain[1:], steps, out=arrays["valid"])
-        if burn_in:
-            learn = self._opens[slots] | (np.arange(length)[:, None] >= burn_in)
-            np.logical_and(arrays["valid"], learn, out=arrays["learn"])
+        if self._window.burn_in:
+            warm = np.arange(self._window.length)[:, None] >= self._window.burn_in
+            np.logical_and(arrays["valid"], self._opens[slots] | warm, out=arrays["learn"])
         return arrays
 
     def state(self) -> State:
@@ -225,6 +213,22 @@ class Storage:
         for name, column in self._columns.items():
             column[slots] = columns[name]
         self._next[slots] = state.arrays["next"]
+
+    def _chain(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Return the slots of the windows' steps, and of the rows with their last observations, `[L + 1, n]`."""
+        chain = np.empty((self._window.length + 1, len(slots)), np.intp)
+        chain[0] = slots
+        for step in range(self._window.length):
+            chain[step + 1] = self._next.take(chain[step], mode="clip")
+        return chain
+
+    def _gather_near(self, chain: NDArray[np.intp], arrays: Columns) -> None:
+        near = self._near_octets.take(chain, mode="clip").view(self._near.dtype)
+        for name in self._small:
+            if name != "obs":
+                arrays[name][...] = near[name][:-1]
+            else:
+                arrays[name][...] = near[name] if self._window.every_obs else near[name][:: self._window.length]
 
     def _frames(self, chain: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the slots of the observations that a window is served with."""

@@ -1,11 +1,14 @@
 """What a shard remembers of each actor, so that windows span its unrolls."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starling.types import Unroll
+
+MAX_SILENT = 1024  # writers that are remembered although nothing of them is left
 
 
 class Rows(NamedTuple):
@@ -58,9 +61,14 @@ class Stream(NamedTuple):
         """The newest row that windows may begin in, or -1."""
         return int(self.rows.numbers.max()) if self.rows is not None else -1
 
+    @property
+    def last(self) -> tuple[int, int]:
+        """What counts its unrolls: only growing, while one actor writes after the other."""
+        return self.generation, self.sequence
+
     def goes_on_with(self, unroll: Unroll) -> bool:
         """Say whether nothing is missing between the newest unroll and this one."""
-        return (unroll.generation, unroll.sequence) == (self.generation, self.sequence + 1)
+        return (unroll.generation, unroll.sequence - 1) == self.last
 
     def fences_off(self, unroll: Unroll) -> bool:
         """Say whether the unroll was sent by a predecessor of the actor that writes now."""
@@ -69,3 +77,68 @@ class Stream(NamedTuple):
     def has_seen(self, unroll: Unroll) -> bool:
         """Say whether the unroll, or a later one of the same writer, came before."""
         return unroll.generation == self.generation and unroll.sequence <= self.sequence
+
+
+class Streams:
+    """The streams of all actors; the one that wrote last comes last.
+
+    Of silent ones the rows go when they are overwritten, and the longest silent are forgotten when they are many: so
+    what is remembered is bounded, whoever comes and goes.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._streams: dict[int, Stream] = {}
+        self._every = capacity // 4  # rows from one look at the silent ones to the next
+        self._look_at = 0
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def get(self, actor: int) -> Stream | None:
+        """Return the stream of an actor."""
+        return self._streams.get(actor)
+
+    def refusal(self, unroll: Unroll) -> str:
+        """Say by the name of a counter why an unroll is not taken; empty: it is."""
+        stream = self._streams.get(unroll.actor)
+        if stream is None:
+            return ""
+        if stream.fences_off(unroll):
+            return "unrolls_fenced_off"
+        return "unrolls_repeated" if stream.has_seen(unroll) else ""
+
+    def remember(self, unroll: Unroll, rows: Rows, oldest: int) -> None:
+        """Keep what later unrolls of this writer need, while the rows from `oldest` on are alive."""
+        self._streams.pop(unroll.actor, None)
+        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, rows.copy())
+        if len(self._streams) > MAX_SILENT:
+            for actor in list(self._streams)[:-MAX_SILENT]:
+                if self._streams[actor].newest < oldest:
+                    del self._streams[actor]
+        if oldest >= self._look_at:
+            self._look_at = oldest + self._every
+            for actor, stream in self._streams.items():
+                if stream.newest < oldest:
+                    self._streams[actor] = stream._replace(rows=None)
+
+    def writers(self) -> list[list[int]]:
+        """Return each actor's number and what it sent last."""
+        return [[actor, *stream.last] for actor, stream in self._streams.items()]
+
+    def adopt(self, writers: Iterable[Sequence[int]]) -> None:
+        """Know of these writers too; whoever is known to have written since then did so later."""
+        later, self._streams = self._streams, {}
+        for actor, generation, sequence in writers:
+            own = later.get(actor)
+            if own is None or own.last < (generation, sequence):
+                self._streams[actor] = Stream(generation, sequence, None)
+            elif own.last == (generation, sequence):
+                self._streams[actor] = own
+            else:
+                continue
+            later.pop(actor, None)
+        self._streams |= later
+
+    def clear(self) -> None:
+        """Forget everybody: whoever writes begins a new stream."""
+        self._streams.clear()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Leaves = NDArray[np.integer]
 
 TOP = 1024  # nodes that are added up one after the other: that costs less than ten levels above them would
-DENSE = 16  # nodes side by side cost as much as one that must be looked up
+DENSE = 8  # nodes side by side cost as much as one that must be looked up
 
 
 class SumTree:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replay_server.shard import MAX_SILENT, ReplayShard
+from replay_server.shard import ReplayShard
 from replay_server.storage import columns_of, row_bytes
+from replay_server.streams import MAX_SILENT
 from starling.types import Columns, SampleReply, SampleRequest
 from starling.windows import Window
 from tests.replay_worlds import EXTRA, SPEC, STATES, CountingWorld, bandit_shard, bandit_unroll, draw, make_shard
