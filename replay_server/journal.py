@@ -52,9 +52,7 @@ class Journal:
         self._log = LiveLog(folder, segment_bytes, write, sync)
         self._before_the_answer = config.durability == "journal"
         self._sync_every_s = config.fsync_every_s
-        self._forces_in_time = (
-            background and self._before_the_answer and config.fsync_every_s > 0.0
-        )  # and no other thread than its own may
+        self._forces_in_time = background and self._before_the_answer and config.fsync_every_s > 0.0  # by itself
         self._synced_at = clock()
         self._handed_bytes = self._done_bytes = 0  # the difference waits; each is written by one thread
         self._in_trouble = False
@@ -112,7 +110,10 @@ class Journal:
         return outcome
 
     def prune(self, keep: Collection[str]) -> None:
-        """Remove all snapshots but these, and but those that were begun since the call."""
+        """Remove all snapshots but these, and but those that were begun since the call; forget how they went."""
+        for name, outcome in list(self._taken.items()):
+            if isinstance(outcome, RunError) or (outcome and outcome["snapshot"] not in keep):
+                del self._taken[name]
         self._later(partial(self._prune, frozenset(keep)))
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 
 from replay_server.segments import (
     SUFFIX,
@@ -28,8 +29,8 @@ SEGMENT_BYTES = 32 << 20
 class LiveLog:
     """Appends records to the newest segment, begins another when it is full, and forgets the oldest ones.
 
-    After a write that failed the next one begins a segment anew. Called by one thread, but for `sync`, which another
-    one may call meanwhile.
+    After a write that failed the next one begins a segment anew. Called by one thread, but for `sync`, which any
+    other one may call meanwhile.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LiveLog:
         self._end = log.end
         self._writer: SegmentWriter | None = None
         self._unsynced: list[SegmentWriter] = []
+        self._syncing = Lock()
 
     @property
     def segments(self) -> list[Segment]:
@@ -95,12 +97,13 @@ class LiveLog:
 
     def sync(self) -> None:
         """Force to the disk all that was appended before."""
-        for writer in list(self._unsynced):
-            finished = writer is not self._writer  # asked first: afterwards nothing is written to it
-            writer.sync()
-            if finished:
-                self._unsynced.remove(writer)
-                writer.close()
+        with self._syncing:
+            for writer in list(self._unsynced):
+                finished = writer is not self._writer  # asked first: afterwards nothing is written to it
+                writer.sync()
+                if finished:
+                    self._unsynced.remove(writer)
+                    writer.close()
 
     def close(self) -> None:
         """Let go of all files, without forcing them to the disk."""
