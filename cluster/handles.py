@@ -196,13 +196,13 @@ class RemoteSink:
             else:
                 self._note(answer)
 
-    def _note(self, answer: InsertReply | int) -> None:
+    def _note(self, answer: InsertReply | tuple[int, str]) -> None:
         if isinstance(answer, InsertReply):
             self._pending.popleft()
             self._sent -= 1
             self._credit, self._lacks = answer.credit, answer.waits
         else:
-            self._credit = answer
+            self._credit, self._lacks = answer
 
     def _send(self) -> None:
         while self._sent < len(self._pending) and self._line.down_s is None:

@@ -24,7 +24,7 @@ from starling.params import Params
 
 MAX_SUPERVISORS = 5
 POLL_S = 0.1
-STOP_LIMIT_S = 20.0  # from the request to stop to the supervisor's last word; longer than its own limits together
+STOP_LIMIT_S = 24.0  # from the request to stop to the supervisor's last word; longer than its own limits together
 EXIT_LIMIT_S = 3.0  # from a supervisor's last word to its exit
 LOG_TAIL_BYTES = 4_000
 

@@ -65,9 +65,9 @@ class ShardProcess:
         self._shard.fill(wire.decode_unroll(unroll), unroll)
         return True
 
-    def credit(self) -> int:
-        """Return how many windows may still be inserted."""
-        return self._shard.credit()
+    def credit(self) -> tuple[int, str]:
+        """Return how many windows may still be inserted, and what the shard waits for itself if there are none."""
+        return self._shard.credit(), self._shard.must_wait()
 
     def sample(self, request: Buffer) -> Buffer:
         """Answer one request of the learner."""

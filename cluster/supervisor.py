@@ -136,13 +136,13 @@ class Supervisor:
         self._snapshot = Snapshot(name, shards, time.monotonic, limit_s)
 
     def _go_on_keeping(self, snapshot: Snapshot) -> None:
-        whole = snapshot.is_whole()
+        under_way = snapshot.is_under_way()
         if snapshot.failed:
             self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
             self._retry_at = time.monotonic() + RETRY_S
-        if whole:
+        elif not under_way:
             self._checkpoint(snapshot)
-        if whole or snapshot.failed:
+        if snapshot.failed or not under_way:
             self._snapshot = None
 
     def _checkpoint(self, snapshot: Snapshot, only_params: bool = False) -> Params:
@@ -161,11 +161,12 @@ class Supervisor:
         snapshot = self._snapshot
         if snapshot is None:
             return None
-        while not snapshot.is_whole() and not snapshot.failed:
+        while snapshot.is_under_way():
             time.sleep(SNAPSHOT_POLL_S)
         if snapshot.failed:
             self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
-        return self._checkpoint(snapshot, only_params=bool(snapshot.failed) and self._in_no_checkpoint)
+        missing = len(snapshot.states) < len(self._of(SHARD))
+        return self._checkpoint(snapshot, only_params=missing and self._in_no_checkpoint)
 
     def _of(self, *kinds: str) -> list[str]:
         names = self._members.names()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayTaskError
 
 from starling.metrics import Clock
 from starling.state import State, unpack_state
@@ -26,24 +26,26 @@ class Snapshot:
             shard.snapshot.remote(name)
         self._asked = {role: shard.taken.remote(name) for role, shard in shards.items()}
 
-    def is_whole(self) -> bool:
-        """Take in the answers that have come, and say whether every shard has written what it was asked for."""
+    def is_under_way(self) -> bool:
+        """Take in the answers that have come, and say whether others are still to come."""
         for role, asked in list(self._asked.items()):
             if ray.wait([asked], timeout=0)[0]:
                 self._hear(role, asked)
-        if self._asked and not self.failed and self._clock() > self._until:
+        if self._asked and self._clock() > self._until:
             self.failed = f"{', '.join(self._asked)} did not write it in time"
-        return not self._asked and not self.failed
+            self._asked.clear()
+        return bool(self._asked)
 
     def _hear(self, role: str, asked: Any) -> None:
+        del self._asked[role]
         try:
             packed = ray.get(asked)
-        except RayError as error:
-            self.failed = f"{role}: {str(error).strip().splitlines()[-1]}"
-            del self._asked[role]
-            return
-        if packed is None:
-            self._asked[role] = self._shards[role].taken.remote(self.name)
+        except RayActorError:
+            self.failed = f"{role} died"
+        except RayTaskError as error:
+            self.failed = f"{role}: {error.cause}"
         else:
-            self.states[role] = unpack_state(packed)
-            del self._asked[role]
+            if packed is None:
+                self._asked[role] = self._shards[role].taken.remote(self.name)
+            else:
+                self.states[role] = unpack_state(packed)

@@ -55,6 +55,27 @@ def test_a_run_goes_on_when_any_role_dies(tmp_path: Path) -> None:
         assert run.end() == 130
 
 
+def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER, "--checkpoint.every", "100") as run:
+        run.until(lambda: len([e for e in run.events("checkpoint") if e["number"]]) > 0, "a checkpoint")
+        for _ in range(2):
+            before, times = run.updates(), len(run.events("recovered"))
+            kill(run.pid("replay_server[1]"))
+            run.until(lambda times=times: len(run.events("recovered")) > times, "the shard recovered")
+            run.until(lambda before=before: run.updates() > before + 50, "updates with it")
+
+        held = [event["held"]["rows"] for event in run.events("lost")]
+        restored = run.events("replay_restored")
+        assert [event["role"] for event in restored] == ["replay_server[1]"] * 2
+        assert [event["rows"] >= rows for event, rows in zip(restored, held, strict=True)] == [True, True]
+        assert run.events("replay_damaged") == []
+        assert {event["why"] for event in run.events("snapshot_failed")} <= {"replay_server[1] died"}
+        run.until(lambda: run.roles()["replay_server[1]"]["gauges"]["rows"] > held[1], "more rows")
+        assert sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values()) == 0
+        run.interrupt()
+        assert run.end() == 130
+
+
 def test_a_role_that_hangs_is_found_by_its_silence_and_replaced(tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER) as run:
         run.until(lambda: run.updates() > 50, "the first updates")

@@ -86,7 +86,7 @@ class FakeLine:
 
     def _answer(self, method: str, args: Any) -> Any:
         if method == "credit":
-            return self.shard.credit()
+            return (0 if self.lacks else self.shard.credit()), self.lacks
         reply = self.shard.insert(wire.decode_unroll(args[0]))
         return InsertReply(credit=0, accepted=reply.accepted, waits=self.lacks) if self.lacks else reply
 
@@ -218,7 +218,7 @@ def test_when_the_next_shard_dies_too_the_writer_goes_home_at_once() -> None:
 
 
 def test_a_writer_without_credit_says_what_its_shard_waits_for() -> None:
-    sink, (line,), _ = sink_of(min_windows=1)
+    sink, (line,), clock = sink_of(min_windows=1)
     send(sink, 0)
     line.work()
     for_credit = sink.must_wait()
@@ -226,5 +226,12 @@ def test_a_writer_without_credit_says_what_its_shard_waits_for() -> None:
     send(sink, 1)
     line.work()
 
+    for_its_disk = [sink.must_wait()]
+    clock.now = 1.0
+    for_its_disk.append(sink.must_wait())
+    line.lacks = ""
+    line.work()
+
     assert for_credit == "insert credit from replay_server[0]"
-    assert sink.must_wait() == "replay_server[0] (its disk)"
+    assert for_its_disk == ["replay_server[0] (its disk)"] * 2
+    assert sink.must_wait() == "insert credit from replay_server[0]"

@@ -137,7 +137,7 @@ def _sampling(config: Config[Any], spec: Spec, params: Params) -> Work:
     unrolls = endless(play(config, spec, params, 0, unroll_length(config, 16 * BATCH), UNROLLS))
     while shard.rows[1] < ROWS:
         shard.insert(next(unrolls))
-    process = ShardProcess(lambda **_: shard)
+    process = ShardProcess(lambda tell: shard)
     drawn = [shard.sample(_request(np.empty(0, np.int64))).keys for _ in range(UNROLLS)]
     requests = cycle([wire.encode_request(_request(keys)) for keys in drawn])
 
