@@ -169,18 +169,6 @@ class ReplayShard:
         else:
             self._streams.clear()
 
-    def state(self) -> State:
-        """Return every window that can be drawn, and the account."""
-        return self.index().and_(self._storage.state().within("storage"))
-
-    def restore(self, state: State) -> None:
-        """Hold what another shard of the same settings held."""
-        self._storage.restore(state.under("storage"))
-        slots = self._storage.slots(np.arange(*self.rows))
-        self._set_windows(np.arange(self._storage.capacity), slots, state.arrays["masses"])
-        self._size = int(np.count_nonzero(state.arrays["masses"]))
-        self.adopt(state, account=True, writers=False)
-
     def set_masses(self, rows: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
         """Set the masses of windows by their first rows; rows that begin no window here stay without."""
         slots = self._storage.slots(rows)

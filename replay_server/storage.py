@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from replay_server import starts
 from starling.errors import check
 from starling.spec import ArraySpec, Spec
-from starling.state import State, require_same
 from starling.types import Array, Columns, Unroll
 from starling.windows import Window
 
@@ -196,24 +195,6 @@ class Storage:
             np.logical_and(arrays["valid"], self._opens[slots] | warm, out=arrays["learn"])
         return arrays
 
-    def state(self) -> State:
-        """Return the rows that are alive, the oldest first."""
-        slots = self.slots(np.arange(self.oldest, self.end))
-        arrays = {name: column[slots] for name, column in self._columns.items()}
-        meta = {"capacity": self.capacity, "begin": self._begin, "end": self.end}
-        return State({"next": self._next[slots]}, meta).and_(State(arrays).within("columns"))
-
-    def restore(self, state: State) -> None:
-        """Hold the rows of another storage of the same size."""
-        columns = state.under("columns").arrays
-        require_same("rows of a shard", state.meta["capacity"], self.capacity)
-        require_same("stored columns", _kinds(columns), _kinds(self._columns))
-        self._begin, self.end = state.meta["begin"], state.meta["end"]
-        slots = self.slots(np.arange(self.oldest, self.end))
-        for name, column in self._columns.items():
-            column[slots] = columns[name]
-        self._next[slots] = state.arrays["next"]
-
     def _chain(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
         """Return the slots of the windows' steps, and of the rows with their last observations, `[L + 1, n]`."""
         chain = np.empty((self._window.length + 1, len(slots)), np.intp)
@@ -270,10 +251,6 @@ class Storage:
             rows <= self.capacity,
             f"replay.capacity must be >= {rows} steps in each shard (one unroll of its actors), got {self.capacity}",
         )
-
-
-def _kinds(columns: Columns) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (column.dtype.str, column.shape[1:]) for name, column in sorted(columns.items())}
 
 
 def _write(column: Array, spans: list[tuple[slice, slice]], rows: Array) -> None:
