@@ -58,10 +58,11 @@ def test_a_run_goes_on_when_any_role_dies(tmp_path: Path) -> None:
 def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER, "--checkpoint.every", "100") as run:
         run.until(lambda: len([e for e in run.events("checkpoint") if e["number"]]) > 0, "a checkpoint")
-        for _ in range(2):
-            before, times = run.updates(), len(run.events("recovered"))
+        for death in range(2):
+            run.until(lambda death=death: _is_up(run, "replay_server[1]", death), "the shard is shown")
+            before = run.updates()
             kill(run.pid("replay_server[1]"))
-            run.until(lambda times=times: len(run.events("recovered")) > times, "the shard recovered")
+            run.until(lambda death=death: len(run.events("recovered")) > death, "the shard recovered")
             run.until(lambda before=before: run.updates() > before + 50, "updates with it")
 
         held = [event["held"]["rows"] for event in run.events("lost")]
@@ -70,7 +71,8 @@ def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_pat
         assert [event["rows"] >= rows for event, rows in zip(restored, held, strict=True)] == [True, True]
         assert run.events("replay_damaged") == []
         assert {event["why"] for event in run.events("snapshot_failed")} <= {"replay_server[1] died"}
-        run.until(lambda: run.roles()["replay_server[1]"]["gauges"]["rows"] > held[1], "more rows")
+        run.until(lambda: _is_up(run, "replay_server[1]", 2), "the shard is shown")
+        assert run.roles()["replay_server[1]"]["gauges"]["rows"] >= held[1]
         assert sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values()) == 0
         run.interrupt()
         assert run.end() == 130
@@ -199,6 +201,11 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
         assert set(codes) == {0}
         assert len(marks) == 2
         assert alive(marks) == []
+
+
+def _is_up(run: TrainingRun, role: str, generation: int) -> bool:
+    process = run.roles()[role]["process"]
+    return process["generation"] == generation and process["pid"] > 0
 
 
 def _recovered(run: TrainingRun, role: str) -> bool:
