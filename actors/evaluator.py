@@ -19,6 +19,9 @@ from starling.types import Acting, ParamSource, Progress
 HELD_OUT = 0xE7A1  # keeps the evaluation's seeds apart from every other use of the same number
 
 
+MAX_UNTOLD = 64  # evaluations that wait to be asked for; of a supervisor that is gone, the newest stay
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatorConfig:
     """On what a version of the parameters is judged, and how often."""
@@ -84,7 +87,7 @@ class Evaluator:
         self._meter = Meter(clock, "waiting_params")
         self._version = 0  # evaluated last
         self._best_mean = -inf
-        self._done: deque[Evaluation] = deque()
+        self._done: deque[Evaluation] = deque(maxlen=MAX_UNTOLD)
 
     def step(self) -> Progress:
         """Evaluate one version, or report that none is due."""

@@ -11,6 +11,8 @@ from starling.errors import check
 from starling.metrics import Clock, Meter
 from starling.types import Columns, ParamSource, Progress, ReplaySink
 
+MAX_UNTOLD = 4_096  # unrolls whose episodes wait to be asked for; of a supervisor that is gone, the newest stay
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorConfig:
@@ -47,7 +49,7 @@ class Actor:
         self._meter = Meter(clock, "waiting_params")
         self._version = 0
         self._since_fetch = config.fetch_every  # env steps; due at once
-        self._ended: deque[Columns] = deque()
+        self._ended: deque[Columns] = deque(maxlen=MAX_UNTOLD)
         self.env_steps = 0
 
     def step(self) -> Progress:

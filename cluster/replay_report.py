@@ -1,6 +1,7 @@
 """What a shard holds, put in words and bars."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import floor, log10
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from cluster.board import joined, number
 from cluster.replay_view import Held, HeldWindow
 from starling.types import Array
 
-BINS = 10  # of the priorities' histogram
 BAR = 40  # characters
 STEPS = 8  # of a window that are shown
 
@@ -98,20 +98,17 @@ def _action(action: Any) -> str:
 
 
 def _priorities(priorities: Array) -> dict[str, int]:
-    """Count priorities by their size, in bins of equal ratio between the smallest and the largest that is not 0."""
+    """Count priorities by their size: 0, and then from 1 to 3 to 10 to 30 of whatever power of ten they have."""
     positive = priorities[priorities > 0.0]
     counts = {"0": int(priorities.size - positive.size)} if positive.size < priorities.size else {}
     if not positive.size:
         return counts
-    low, high = float(positive.min()), float(positive.max())
-    if low == high:
-        return {**counts, number(low): int(positive.size)}
-    edges = np.geomspace(low, high, BINS + 1)
-    edges[0], edges[-1] = low, high  # the ends of a geometric space are rounded
-    found, _ = np.histogram(positive, edges)
-    return counts | {
-        f"{number(start)} to {number(end)}": int(n) for start, end, n in zip(edges, edges[1:], found, strict=False)
-    }
+    low, high = (floor(log10(end)) for end in (positive.min(), positive.max()))
+    edges = np.array([step * 10.0**power for power in range(low, high + 2) for step in (1, 3)])
+    bins = np.searchsorted(edges, positive, side="right") - 1
+    for bin_, found in enumerate(np.bincount(bins)[bins.min() :].tolist(), start=int(bins.min())):
+        counts[f"{number(edges[bin_])} to {number(edges[bin_ + 1])}"] = found
+    return counts
 
 
 def _draws(times: Array) -> dict[str, int]:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from actors import worker
 from actors.copies import Copies
 from actors.envs import EnvConfig, make_copies
 from actors.worker import Actor, ActorConfig
@@ -168,3 +169,15 @@ def test_autoreset_rows_are_not_counted_as_steps() -> None:
 def test_a_setting_out_of_range_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"actor\.{name} must be >= 1, got 0"):
         ActorConfig(**{name: 0})
+
+
+def test_episodes_that_nobody_asks_for_take_no_more_memory_than_their_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MAX_UNTOLD", 2)
+    actor = actor_with(Source(version=1), Sink())
+
+    for _ in range(12):
+        actor.step()
+    told = actor.take()
+
+    assert len(told) == 2
+    assert actor.take() == []

@@ -352,6 +352,7 @@ def test_a_run_does_not_begin_with_data_that_it_could_not_learn_from(tmp_path: P
 @pytest.mark.usefixtures("own_umask", "own_signals")
 def test_shards_in_processes_of_their_own_take_recorded_data_too(tmp_path: Path) -> None:
     flags = ["--env.id", "tests.screens:Still", "--env.time-limit", "9", "--total-steps", "3000", "--quiet"]
+    flags += ["--replay.capacity", "200000"]  # actors overshoot the budget, and must not overwrite what was filled in
 
     said = starling(
         "train", "gridworld", *flags, "--fill", data(tmp_path / "a.npz", 700), "--runs", str(tmp_path), "--run", "one"
