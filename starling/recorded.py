@@ -27,6 +27,13 @@ class Recorded:
     begins: NDArray[np.bool_]  # [N]
     final_obs: Array  # [F, ...] after each step that ended an episode
 
+    @staticmethod
+    def of(columns: Columns, final_obs: Array) -> "Recorded":
+        """Return whole episodes, one after the other; the last one may be cut."""
+        begins = np.zeros(len(columns["terminated"]), np.bool_)
+        first = first_steps(begins, columns["terminated"] | columns["truncated"])
+        return Recorded(columns={**columns, "age": steps_since(first)}, begins=begins, final_obs=final_obs)
+
     @property
     def ended(self) -> NDArray[np.bool_]:
         """Which steps ended their episode, `[N]`."""
@@ -45,6 +52,12 @@ def first_steps(begins: NDArray[np.bool_], ended: NDArray[np.bool_]) -> NDArray[
     first[1:] |= ended[:-1]
     first[:1] = True
     return first
+
+
+def steps_since(first: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return how many steps lie between each step and the newest of the `first` ones, `[N]`."""
+    index = np.arange(len(first), dtype=np.int32)
+    return index - np.maximum.accumulate(np.where(first, index, 0))
 
 
 def unrolls(recorded: Recorded, length: int = LENGTH) -> Iterator[Unroll]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from starling.config import shown
 from starling.errors import DataError
-from starling.recorded import Recorded, first_steps
+from starling.recorded import Recorded, first_steps, steps_since
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Columns
 
@@ -157,12 +157,11 @@ class _Given:
 
     def ages(self, first: NDArray[np.bool_]) -> Array:
         """Return the steps of the episode before each; those of a recording that began in its middle it must say."""
-        index = np.arange(self.steps)
-        start = np.maximum.accumulate(np.where(first, index, 0))
+        since = steps_since(first)
         if "age" not in self._arrays:
-            return (index - start).astype(np.int32)
+            return since
         age = self.array("age", ArraySpec((), "int32"))
-        right = np.where(first, age >= 0, age == age[start] + index - start)
+        right = np.where(first, age >= 0, age == age[np.arange(self.steps) - since] + since)
         self._require_each(right, "age", "count the steps of each episode")
         return age
 

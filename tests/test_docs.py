@@ -47,6 +47,17 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert blocks(README, "toml") == [(ROOT / "examples" / "corridor.toml").read_text()]
 
 
+def test_the_replay_page_shows_its_example_as_it_is_and_it_runs() -> None:
+    example = ROOT / "examples" / "replay_alone.py"
+
+    ended = subprocess.run(
+        [sys.executable, example], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+
+    assert blocks((ROOT / "docs" / "replay.md").read_text(), "python") == [example.read_text()]
+    assert "'obs': (2, 32, 4)" in ended.stdout
+
+
 def test_an_environment_of_ones_own_is_learned_from_its_folder(tmp_path: Path) -> None:
     script = "import sys; from cluster.cli import main; sys.exit(main())"
     args = ["train", "corridor.toml", "--runtime", "local", "--seed", "1", "--plain", "--runs", str(tmp_path)]

@@ -53,7 +53,7 @@ def main(args: list[str]) -> int:
     if wants_help(args):
         what = (
             "Say what a run's replay holds. starling replay import FILES --run RUN brings recorded data in, and "
-            "starling replay export RUN --output FILE out; each has a --help of its own."
+            "starling replay export RUN --out FILE out; each has a --help of its own."
         )
         return print_help(ReplayOptions(), "replay", "RUN", what)
     before, options = read(args, ReplayOptions)
