@@ -39,7 +39,8 @@ def test_from_two_shards_to_one_and_on_to_three_a_run_keeps_what_it_has_seen(tmp
         counts.append(outcome(run)["updates"])
 
     restored = [event["role"] for event in events(run) if event["event"] == "replay_restored"]
-    assert restored == ["replay_server[0]", *(f"replay_server[{shard}]" for shard in range(3))]
+    assert restored[0] == "replay_server[0]"
+    assert sorted(restored[1:]) == [f"replay_server[{shard}]" for shard in range(3)]  # in whatever order they are ready
     assert held == sorted(held)
     assert counts == sorted(counts)
     assert 1.0 < last_sample(run)["figures"]["samples_per_insert"] < 2.2
