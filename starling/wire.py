@@ -1,6 +1,7 @@
 """What the roles send one another, as one buffer each through the codec."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,12 @@ def _within(prefix: str, arrays: Columns) -> Columns:
 
 
 def _under(prefix: str, arrays: Columns) -> Columns:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return {rest: arrays[name] for name, rest in _names_under(prefix, tuple(arrays))}
+
+
+@lru_cache(64)  # messages of one kind have the same names
+def _names_under(prefix: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
 
 
 def _layout_entry(entry: Any) -> tuple[str, tuple[int, ...]]:
