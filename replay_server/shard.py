@@ -274,12 +274,12 @@ class ReplayShard:
         return self._masses(np.where(known, priorities, self._largest))
 
     def _set_windows(self, lost: NDArray[np.int64], new: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
-        """Take the mass of slots, each given once, and then give new windows theirs."""
+        """Take the mass of slots, each given once, and then give new windows theirs, which nobody has drawn yet."""
         self._size += len(new) - int(np.count_nonzero(self._tree.get(lost)))
         slots = np.concatenate([lost, new])  # of a leaf given twice the last counts
         given = np.zeros(len(slots))
         given[len(lost) :] = masses
-        self._times_sampled[slots] = 0
+        self._times_sampled[lost] = 0
         self._tree.set(slots, given)
 
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:

@@ -146,9 +146,9 @@ class Storage:
 
         Returns the row of each step, `[T, E]`; those of autoreset rows mean nothing.
         """
-        acted, first = unroll.columns["acted"], self.end
-        which = None if unroll.num_steps == acted.size else np.flatnonzero(acted)
-        last = first + unroll.num_steps
+        acted, steps, first = unroll.columns["acted"], unroll.num_steps, self.end
+        which = None if steps == acted.size else np.flatnonzero(acted)
+        last = first + steps
         end = last + len(unroll.final_at)
         self._refuse_more_than_fits(end - first)
         self.end = end
