@@ -53,7 +53,7 @@ class ReplayShard:
         self._storage = Storage(rows, columns, window)
         self._starts = Starts(rows, window.period, starts) if starts else None
         self._tree = SumTree(rows)
-        self._times_sampled = np.zeros(rows, np.uint32)
+        self._times_sampled = self._storage.times_sampled
         self._streams = Streams(rows)
         self._size = 0  # windows alive
         self._inserted = 0  # windows ever
@@ -299,7 +299,7 @@ class ReplayShard:
 
     def _bytes(self, rows: int) -> int:
         """Return how much memory the rows take that are there; what was never written takes none."""
-        arrays = self._storage.nbytes + self._tree.nbytes + self._times_sampled.nbytes
+        arrays = self._storage.nbytes + self._tree.nbytes
         arrays += self._starts.nbytes if self._starts is not None else 0
         return arrays * rows // self._storage.capacity
 

@@ -13,9 +13,9 @@ from starling.types import Array, Columns, Unroll
 from starling.windows import Window
 
 SMALL = 64  # bytes: a cache line
-NEXT = "->"  # no column's name
+NEXT, DRAWN = "->", "#"  # no columns' names
 LINK_BYTES = 4
-SHARE_BYTES = 16 + 4  # a row's share of the sum tree, and the count of its draws
+SHARE_BYTES = 16  # a row's share of the sum tree
 MAX_ROWS = 2**31 - 1  # links are int32
 
 Make = Callable[[Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]], Columns]
@@ -55,13 +55,14 @@ def row_bytes(
 
 
 def side_by_side(columns: Mapping[str, ArraySpec], window: Window) -> np.dtype[Any]:
-    """Return the record of a row's small columns and of the slot of its next observation.
+    """Return the record of a row's small columns, of the slot of its next observation, and of its draws.
 
     Frames that are stacked are gathered from other rows than these.
     """
-    small = {name: spec for name, spec in columns.items() if spec.nbytes <= SMALL} | {NEXT: ArraySpec((), "int32")}
+    small = {name: spec for name, spec in columns.items() if spec.nbytes <= SMALL}
     if window.stack > 1:
         small.pop("obs", None)
+    small |= {NEXT: ArraySpec((), "int32"), DRAWN: ArraySpec((), "uint32")}
     widest_first = sorted(small.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
     return np.dtype([(name, spec.dtype, spec.shape) for name, spec in widest_first], align=True)
 
@@ -87,10 +88,11 @@ class Storage:
         self._window = window
         self._near = np.zeros(capacity, side_by_side(columns, window))  # untouched pages cost nothing
         self._near_octets = self._near.view(f"V{self._near.itemsize}")  # taken several times faster than records
-        self._small = [name for name in self._near.dtype.names or () if name != NEXT]
+        self._small = [name for name in self._near.dtype.names or () if name not in (NEXT, DRAWN)]
         self._far = {name: spec.zeros(capacity) for name, spec in columns.items() if name not in self._small}
         self._columns = {name: self._near[name] for name in self._small} | self._far
         self._next = self._near[NEXT]
+        self.times_sampled = self._near[DRAWN]  # by slot; whoever draws counts
         self._previous = np.zeros(capacity if window.stack > 1 else 0, np.int32)
         self._opens = np.zeros(capacity if window.burn_in else 0, bool)  # the row begins an episode
 
