@@ -80,12 +80,12 @@ class Line:
         else:
             self._flying.append((getattr(self._peer.handle, method).remote(*args), self._clock()))
 
-    def answers(self) -> list[Any]:
-        """Return the answers that have come, without waiting."""
+    def answers(self, ready: set[Any] | None = None) -> list[Any]:
+        """Return the answers that have come, without waiting; `ready` are those of all lines, if somebody looked."""
         self._reconnect()
         come = self._take_lost()
-        flying = self.in_flight()
-        ready = set(ray.wait(flying, num_returns=len(flying), timeout=0)[0]) if flying else set()
+        if ready is None:
+            ready = ready_of(self.in_flight())
         while self._flying and self._flying[0][0] in ready:
             try:
                 come.append(ray.get(self._flying[0][0]))
@@ -136,6 +136,11 @@ class Line:
             return
         self._give_up()
         self._peer, self._down_since = self._next.popleft(), None
+
+
+def ready_of(flying: list[Any]) -> set[Any]:
+    """Return which calls have been answered: one look for all of them, since looking is what costs."""
+    return set(ray.wait(flying, num_returns=len(flying), timeout=0)[0]) if flying else set()
 
 
 class RemoteSink:
@@ -251,10 +256,11 @@ class RemoteReplay:
 
     def replies(self) -> list[tuple[int, SampleReply | None]]:
         """Return the answers that have come, None for those that never will."""
+        ready = ready_of([reference for line in self.lines for reference in line.in_flight()])
         return [
             (shard, None if answer is LOST else wire.decode_reply(answer))
             for shard, line in enumerate(self.lines)
-            for answer in line.answers()
+            for answer in line.answers(ready)
         ]
 
 

@@ -33,7 +33,8 @@ class LearnerConfig:
     batch_size: int = 64
     """windows per update"""
     batches_per_request: int = 8
-    """batches that one round of calls to the shards brings"""
+    """batches that one round of calls to the shards brings: of each batch a call carries its shard's share alone, so
+    more shards want more batches where calls are the bottleneck; every batch more is drawn an update earlier"""
     requests_ahead: int = 2
     """rounds that are under way or waiting to be learned from"""
     publish_every: int = 10

@@ -86,7 +86,8 @@ class Router:
             if self._ready:
                 self._meter.count("batches")
                 return self._ready.popleft()
-            self._receive()  # only when nothing is left, since looking for answers costs a call
+            if not self._receive():  # only when nothing is left, since looking for answers costs a call
+                break
         return self._reason()
 
     def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
@@ -222,8 +223,10 @@ class Router:
         self._source.request(shard, request)
         self._meter.count("requests")
 
-    def _receive(self) -> None:
-        for shard, reply in self._source.replies():
+    def _receive(self) -> bool:
+        """Take what has come, and say whether anything has."""
+        replies = self._source.replies()
+        for shard, reply in replies:
             draw = self._asked[shard].popleft()
             if reply is None:
                 self._masses[shard], self._sizes[shard] = 0.0, 0
@@ -236,6 +239,7 @@ class Router:
             draw.replies[shard] = reply or nothing(len(draw.asked))
             if len(draw.replies) == len(self._asked):
                 self._assemble(draw)
+        return bool(replies)
 
     def _hear(self, shard: int, reply: SampleReply) -> None:
         """Note what a shard holds; what it took before it was replaced stays in the account."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from replay_server.config import ReplayConfig
 from replay_server.inspection import figures
-from replay_server.priorities import largest, masses, usable
+from replay_server.priorities import LARGEST, largest, masses, usable
 from replay_server.starts import Starts
 from replay_server.storage import Make, Storage, columns_of, new_arrays, row_bytes
 from replay_server.streams import Rows, Streams
@@ -53,7 +53,7 @@ class ReplayShard:
         self._storage = Storage(rows, columns, window)
         self._starts = Starts(rows, window.period, starts) if starts else None
         self._tree = SumTree(rows)
-        self._times_sampled = np.zeros(rows, np.uint32)
+        self._times_sampled = self._storage.times_sampled
         self._streams = Streams(rows)
         self._size = 0  # windows alive
         self._inserted = 0  # windows ever
@@ -245,10 +245,11 @@ class ReplayShard:
         """Return the first rows of the windows that became whole, and their priorities, NaN where nobody knows."""
         skipped = max(0, carried - self._window.length)  # rows in which only the earlier frames of a stack lie
         rest = rows.since(skipped)
-        starts, _ = begun(self._window, rest.acted, rest.ended, rest.age, carried - skipped)
+        starts = begun(self._window, rest.acted, rest.ended, rest.age, carried - skipped)
         at = np.flatnonzero(starts) + skipped * starts.shape[1]
         first = rows.numbers.take(at)
-        there = self._earliest(rows, at) >= self._storage.oldest
+        earliest = first if self._window.stack == 1 else self._earliest(rows, at)
+        there = earliest >= self._storage.oldest
         if self._starts is not None:
             there &= self._starts.has(first, self._storage.slots(first))
         if not there.all():
@@ -258,28 +259,27 @@ class ReplayShard:
 
     def _earliest(self, rows: Rows, at: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return of windows, by where they begin in `rows`, the first row that they need; -1 if it is none of these."""
-        if self._window.stack == 1:
-            return rows.numbers.take(at)
         behind = np.minimum(rows.age.take(at), self._window.stack - 1)
         earliest = at - behind * rows.age.shape[1]
         return np.where(earliest >= 0, rows.numbers.take(np.maximum(earliest, 0)), -1)
 
     def _masses_of_new(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = usable(priorities)
-        if known.all():
-            self._largest = max(self._largest, float(priorities.max(initial=0.0)))
+        low, high = priorities.min(initial=0.0), priorities.max(initial=self._largest)  # NaN if one of them is
+        if low >= 0.0 and high <= LARGEST:
+            self._largest = float(high)
             return self._masses(priorities)
+        known = usable(priorities)
         self._meter.count("priorities_refused", int(np.count_nonzero(~known & ~np.isnan(priorities))))
         self._largest = largest(priorities, self._largest)
         return self._masses(np.where(known, priorities, self._largest))
 
     def _set_windows(self, lost: NDArray[np.int64], new: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
-        """Take the mass of slots, each given once, and then give new windows theirs."""
+        """Take the mass of slots, each given once, and then give new windows theirs, which nobody has drawn yet."""
         self._size += len(new) - int(np.count_nonzero(self._tree.get(lost)))
         slots = np.concatenate([lost, new])  # of a leaf given twice the last counts
         given = np.zeros(len(slots))
         given[len(lost) :] = masses
-        self._times_sampled[slots] = 0
+        self._times_sampled[lost] = 0
         self._tree.set(slots, given)
 
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
@@ -299,7 +299,7 @@ class ReplayShard:
 
     def _bytes(self, rows: int) -> int:
         """Return how much memory the rows take that are there; what was never written takes none."""
-        arrays = self._storage.nbytes + self._tree.nbytes + self._times_sampled.nbytes
+        arrays = self._storage.nbytes + self._tree.nbytes
         arrays += self._starts.nbytes if self._starts is not None else 0
         return arrays * rows // self._storage.capacity
 
@@ -312,5 +312,7 @@ def _given_priorities(unroll: Unroll, at: NDArray[np.intp], num_rows: int) -> ND
     known = unroll.priorities
     if known is None:
         return np.full(len(at), np.nan)
+    if len(known) == num_rows:
+        return known.take(at, mode="clip").astype(np.float64)
     at = at + (len(known) - num_rows) * known.shape[1]
     return np.where(at >= 0, known.take(at, mode="clip"), np.nan).astype(np.float64)

@@ -13,8 +13,9 @@ from starling.types import Array, Columns, Unroll
 from starling.windows import Window
 
 SMALL = 64  # bytes: a cache line
+NEXT, DRAWN = "->", "#"  # no columns' names
 LINK_BYTES = 4
-SHARE_BYTES = 16 + 4  # a row's share of the sum tree, and the count of its draws
+SHARE_BYTES = 16  # a row's share of the sum tree
 MAX_ROWS = 2**31 - 1  # links are int32
 
 Make = Callable[[Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]], Columns]
@@ -46,7 +47,7 @@ def row_bytes(
     window, states = window or Window(), states or {}
     near = side_by_side(columns, window)
     own = near.itemsize + sum(columns[name].nbytes for name in columns.keys() - set(near.names or ()))
-    own += LINK_BYTES * (1 + int(window.stack > 1)) + int(window.burn_in > 0) + SHARE_BYTES
+    own += LINK_BYTES * int(window.stack > 1) + int(window.burn_in > 0) + SHARE_BYTES
     if states:
         entry = sum(state.nbytes for state in states.values()) + starts.ENTRY_BYTES
         own += starts.ROW_BYTES + -(-entry * min(2, window.period) // window.period)
@@ -54,10 +55,14 @@ def row_bytes(
 
 
 def side_by_side(columns: Mapping[str, ArraySpec], window: Window) -> np.dtype[Any]:
-    """Return the record of a row's small columns; frames that are stacked are gathered from other rows than these."""
+    """Return the record of a row's small columns, of the slot of its next observation, and of its draws.
+
+    Frames that are stacked are gathered from other rows than these.
+    """
     small = {name: spec for name, spec in columns.items() if spec.nbytes <= SMALL}
     if window.stack > 1:
         small.pop("obs", None)
+    small |= {NEXT: ArraySpec((), "int32"), DRAWN: ArraySpec((), "uint32")}
     widest_first = sorted(small.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
     return np.dtype([(name, spec.dtype, spec.shape) for name, spec in widest_first], align=True)
 
@@ -83,10 +88,11 @@ class Storage:
         self._window = window
         self._near = np.zeros(capacity, side_by_side(columns, window))  # untouched pages cost nothing
         self._near_octets = self._near.view(f"V{self._near.itemsize}")  # taken several times faster than records
-        self._small = self._near.dtype.names or ()
+        self._small = [name for name in self._near.dtype.names or () if name not in (NEXT, DRAWN)]
         self._far = {name: spec.zeros(capacity) for name, spec in columns.items() if name not in self._small}
         self._columns = {name: self._near[name] for name in self._small} | self._far
-        self._next = np.zeros(capacity, np.int32)
+        self._next = self._near[NEXT]
+        self.times_sampled = self._near[DRAWN]  # by slot; whoever draws counts
         self._previous = np.zeros(capacity if window.stack > 1 else 0, np.int32)
         self._opens = np.zeros(capacity if window.burn_in else 0, bool)  # the row begins an episode
 
@@ -99,7 +105,7 @@ class Storage:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         columns = sum(column.nbytes for column in self._far.values())
-        return columns + self._near.nbytes + self._next.nbytes + self._previous.nbytes + self._opens.nbytes
+        return columns + self._near.nbytes + self._previous.nbytes + self._opens.nbytes
 
     def slots(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where rows lie."""
@@ -142,26 +148,25 @@ class Storage:
 
         Returns the row of each step, `[T, E]`; those of autoreset rows mean nothing.
         """
-        acted, final_at = unroll.columns["acted"], unroll.final_at
-        which = None if acted.all() else np.flatnonzero(acted)
-        first = self.end
-        last = first + (acted.size if which is None else len(which))
-        self._refuse_more_than_fits(last + len(final_at) - first)
-        self.end = last + len(final_at)
-        rows = first + (np.arange(acted.size) if which is None else np.cumsum(acted) - 1).reshape(acted.shape)
-        finals = np.arange(last, self.end)
-        steps_in, finals_in = self._spans(first, last), self._spans(last, self.end)
+        acted, steps, first = unroll.columns["acted"], unroll.num_steps, self.end
+        which = None if steps == acted.size else np.flatnonzero(acted)
+        last = first + steps
+        end = last + len(unroll.final_at)
+        self._refuse_more_than_fits(end - first)
+        self.end = end
+        rows = (np.arange(first, last) if which is None else np.cumsum(acted) + (first - 1)).reshape(acted.shape)
+        steps_in = self._spans(first, last)
         for name, column in self._columns.items():
             _write(column, steps_in, _flat(unroll.columns[name], which))
-        for there, here in finals_in:
+        for there, here in self._spans(last, end):
             for column in (self._near_octets, *self._far.values()):
                 column[there] = np.zeros((), column.dtype)
             self._columns["obs"][there] = unroll.final_obs[here]
-        following = np.empty_like(rows)
-        following[:-1], following[-1] = rows[1:], rows[-1]
-        following.reshape(-1)[final_at] = finals
-        links = self.slots(np.concatenate([_flat(following, which), finals]))
-        _write(self._next, self._spans(first, self.end), links)
+        following = np.arange(first, end)  # what has nothing behind it leads to itself
+        before_last = _flat(rows[1:], None if which is None else which[: np.count_nonzero(acted[:-1])])
+        following[: len(before_last)] = before_last
+        following[rows.reshape(-1)[unroll.final_at] - first] = np.arange(last, end)
+        _write(self._next, self._spans(first, end), self.slots(following))
         self._append_ages(unroll, rows, which)
         return rows
 
@@ -179,13 +184,17 @@ class Storage:
         `obs` is `[L + 1, n, ...]` or, of the window's ends only, `[2, n, ...]`; behind the end it repeats the
         observation after the last step. With stacks it holds frames, as the window says.
         """
-        chain = self._chain(slots)
+        chain, near = self._chain(slots)
         steps, frames = chain[:-1], self._frames(chain)
         places = {name: frames if name == "obs" else steps for name in self._columns}
         entries = {name: (places[name].shape + c.shape[1:], c.dtype) for name, c in self._columns.items()}
         flags = ("valid", "learn") if self._window.burn_in else ("valid",)
         arrays = make(entries | {name: (steps.shape, np.dtype(bool)) for name in flags})
-        self._gather_near(chain, arrays)
+        for name in self._small:
+            if name != "obs":
+                arrays[name][...] = near[name][:-1]
+            else:
+                arrays[name][...] = near[name] if self._window.every_obs else near[name][:: self._window.length]
         for name, column in self._far.items():
             # the default mode is half as fast with frames, and copies what goes to `out` twice
             column.take(places[name], axis=0, mode="clip", out=arrays[name])
@@ -195,21 +204,21 @@ class Storage:
             np.logical_and(arrays["valid"], self._opens[slots] | warm, out=arrays["learn"])
         return arrays
 
-    def _chain(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
-        """Return the slots of the windows' steps, and of the rows with their last observations, `[L + 1, n]`."""
+    def _chain(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.void]]:
+        """Return slots and records of the windows' steps, and of the rows with their last observations, `[L + 1, n]`.
+
+        A record says where the next one is, so that a row costs one miss of the cache.
+        """
         chain = np.empty((self._window.length + 1, len(slots)), np.intp)
+        octets = np.empty(chain.shape, self._near_octets.dtype)
+        near = octets.view(self._near.dtype)
+        links = near[NEXT]
         chain[0] = slots
         for step in range(self._window.length):
-            chain[step + 1] = self._next.take(chain[step], mode="clip")
-        return chain
-
-    def _gather_near(self, chain: NDArray[np.intp], arrays: Columns) -> None:
-        near = self._near_octets.take(chain, mode="clip").view(self._near.dtype)
-        for name in self._small:
-            if name != "obs":
-                arrays[name][...] = near[name][:-1]
-            else:
-                arrays[name][...] = near[name] if self._window.every_obs else near[name][:: self._window.length]
+            self._near_octets.take(chain[step], mode="clip", out=octets[step])
+            chain[step + 1] = links[step]
+        self._near_octets.take(chain[-1], mode="clip", out=octets[-1])
+        return chain, near
 
     def _frames(self, chain: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the slots of the observations that a window is served with."""

@@ -109,7 +109,8 @@ def decode(buffer: Octets) -> tuple[Columns, dict[str, Any]]:
     if octets.size != plan.end:
         raise CodecError(f"buffer must be {plan.end} bytes, as its header says, got {octets.size}")
     placed = zip(plan.entries, plan.offsets, strict=True)
-    return {entry.name: _values(entry, octets, offset) for entry, offset in placed}, deepcopy(plan.meta)
+    arrays = {entry.name: _values(entry, octets, offset) for entry, offset in placed}
+    return arrays, deepcopy(plan.meta) if plan.meta else {}
 
 
 def _lay_out(

@@ -63,29 +63,41 @@ def completed(
     The first `carried` (at most `window.length`) rows were there before. A window is whole when its episode
     ended inside it, or when the row after its last step is there, since that row holds the last observation.
     """
-    starts, stop = begun(window, acted, ended, age, carried)
-    row, copy = np.nonzero(starts)
+    row, copy = np.nonzero(begun(window, acted, ended, age, carried))
+    stop = _whole_at(window, ended & acted)
     return Completed(row, copy, np.minimum(stop[row, copy] - row + 1, window.length))
 
 
 def begun(
     window: Window, acted: NDArray[np.bool_], ended: NDArray[np.bool_], age: NDArray[np.integer], carried: int
-) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
-    """Say of each row, `[R, E]`, whether a window of `completed` begins there, and at which row one is whole."""
+) -> NDArray[np.bool_]:
+    """Say of each row, `[R, E]`, whether a window of `completed` begins there."""
     rows = len(acted)
     assert 0 <= carried <= min(rows, window.length), "a longer carry would complete windows twice"
-    index = np.arange(rows)[:, None]
-    stop = np.where(ended & acted, index, rows + window.length)
-    stop = np.minimum.accumulate(stop[::-1], axis=0)[::-1]  # the row that ends this row's episode
-    stop = np.minimum(stop, index + window.length)  # or the one that holds the last observation
-    starts = acted & (stop < rows)
-    if carried:
-        starts &= stop >= carried
+    starts = acted.copy()
+    late = max(0, rows - window.length)  # from here on only an episode's end makes a window whole
+    starts[late:] &= _ends_later(ended[late:] & acted[late:])
+    if carried:  # windows that an episode's end had made whole there were whole before
+        starts[:carried] &= ~_ends_later(ended[:carried] & acted[:carried])
     if window.period > 1:
         starts &= age % window.period == 0
     if window.burn_in:
-        starts &= (age == 0) | (stop - index >= window.burn_in)
-    return starts, stop
+        steps = _whole_at(window, ended & acted) - np.arange(rows)[:, None]
+        starts &= (age == 0) | (steps >= window.burn_in)
+    return starts
+
+
+def _ends_later(ends: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say of each row whether an episode ends there or in a later one."""
+    return np.logical_or.accumulate(ends[::-1], axis=0)[::-1]
+
+
+def _whole_at(window: Window, ends: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Return of each row at which one a window that begins there is whole."""
+    index = np.arange(len(ends))[:, None]
+    stop = np.where(ends, index, len(ends) + window.length)
+    stop = np.minimum.accumulate(stop[::-1], axis=0)[::-1]  # the row that ends this row's episode
+    return np.minimum(stop, index + window.length)  # or the one that holds the last observation
 
 
 def stacked(frames: Any, window: Window) -> Any:

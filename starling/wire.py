@@ -1,6 +1,7 @@
 """What the roles send one another, as one buffer each through the codec."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from starling.params import Layout, Params
 from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
 
 _COLUMN, _EPISODE, _START = "column/", "episode/", "start/"
-_KEPT_ROOM = 1 << 18  # bytes; what is smaller comes from the process's own heap, and costs no new pages anyhow
 
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 
@@ -75,27 +75,34 @@ def decode_params(buffer: Octets) -> Params:
 
 
 def encode_request(request: SampleRequest) -> NDArray[np.uint8]:
-    """Pack what the learner asks of one shard."""
-    meta = {
-        "counts": list(request.counts),
-        "insert_limit": request.insert_limit,
-        "largest_priority": request.largest_priority,
-        "generation": request.generation,
-    }
-    return encode({"keys": request.keys, "priorities": request.priorities}, meta)
+    """Pack what the learner asks of one shard; as arrays alone, so that one header serves many requests."""
+    return encode(
+        {
+            "keys": request.keys,
+            "priorities": request.priorities,
+            "counts": np.array(request.counts, np.int64),
+            "limit": np.array([request.insert_limit, request.generation]),
+            "largest": np.array(request.largest_priority, np.float64),
+        }
+    )
 
 
 def decode_request(buffer: Octets) -> SampleRequest:
     """Return the request whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
-    if arrays.keys() != {"keys", "priorities"} or meta.keys() != {
-        "counts",
-        "insert_limit",
-        "largest_priority",
-        "generation",
-    }:
-        raise CodecError(f"buffer must hold a sample request, got arrays {sorted(arrays)} and meta {sorted(meta)}")
-    return SampleRequest(keys=arrays["keys"], priorities=arrays["priorities"], **meta)
+    match arrays:
+        case {"keys": keys, "priorities": priorities, "counts": counts, "limit": limit, "largest": largest}:
+            if _is_int(limit, 2) and _is_int(counts, counts.size) and largest.shape == ():
+                insert_limit, generation = limit.tolist()
+                return SampleRequest(
+                    counts=counts.tolist(),
+                    keys=keys,
+                    priorities=priorities,
+                    insert_limit=insert_limit,
+                    largest_priority=largest.item(),
+                    generation=generation,
+                )
+    raise CodecError(f"buffer must hold a sample request, got arrays {sorted(arrays)} and meta {sorted(meta)}")
 
 
 def encode_reply(reply: SampleReply) -> NDArray[np.uint8]:
@@ -127,11 +134,13 @@ def decode_reply(buffer: Octets) -> SampleReply:
 class Answers:
     """Packs one shard's answers, each gathered where it will be sent from: no array of windows is copied.
 
-    All large answers use the same memory, so one is good until the next is asked for. Called from one thread.
+    They use the same memory, so one is good until the next is asked for. Called from one thread.
     """
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
+        self._reserved: Reserved = self._room, {}
+        self._entries: Entries = {}  # of what is reserved
         self._starts: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # of one window, as the last answer had it
 
     def pack(self, sample: Callable[[SampleRequest, Make], SampleReply], request: Octets) -> NDArray[np.uint8]:
@@ -146,7 +155,7 @@ class Answers:
 
         reply = sample(asked, make)
         arrays, (buffer, places) = _arrays_of(reply), reserved
-        if _kinds(arrays) != _kinds(places):  # before the first answer, or nothing was gathered
+        if not places or _kinds(arrays) != self._entries:  # before the first answer, or nothing was gathered
             self._starts = {_START + name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
             return encode(arrays)
         for name, place in places.items():
@@ -159,10 +168,12 @@ class Answers:
         starts = {name: ((windows, *shape), dtype) for name, (shape, dtype) in self._starts.items()}
         whole = {_COLUMN + name: entry for name, entry in entries.items()} | starts
         whole |= {"keys": ((windows,), _INT), "probabilities": ((windows,), _FLOAT), "counts": ((batches,), _INT)}
-        buffer, places = reserve(whole | {"tally": ((3,), _INT), "mass": ((), _FLOAT)}, room=self._room)
-        if self._room.size < buffer.size >= _KEPT_ROOM:
-            self._room = buffer
-        return buffer, places
+        whole |= {"tally": ((3,), _INT), "mass": ((), _FLOAT)}
+        if whole != self._entries:
+            self._reserved = reserve(whole, room=self._room)
+            self._entries = whole
+            self._room = max(self._room, self._reserved[0], key=len)
+        return self._reserved
 
 
 def _arrays_of(reply: SampleReply) -> Columns:
@@ -191,7 +202,12 @@ def _within(prefix: str, arrays: Columns) -> Columns:
 
 
 def _under(prefix: str, arrays: Columns) -> Columns:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return {rest: arrays[name] for name, rest in _names_under(prefix, tuple(arrays))}
+
+
+@lru_cache(64)  # messages of one kind have the same names
+def _names_under(prefix: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
 
 
 def _layout_entry(entry: Any) -> tuple[str, tuple[int, ...]]:

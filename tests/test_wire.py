@@ -180,7 +180,7 @@ def test_windows_are_gathered_where_they_are_sent_from() -> None:
     assert np.shares_memory(made[1]["obs"], packed)
 
 
-def test_large_answers_use_the_same_memory_again() -> None:
+def test_answers_use_the_same_memory_again() -> None:
     def packed(answers: Answers, windows: int) -> NDArray[np.uint8]:
         return answers.pack(gathering(a_reply(windows), []), encode_request(a_request()))
 

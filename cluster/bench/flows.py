@@ -16,7 +16,7 @@ from starling.metrics import Clock, Meter
 from starling.types import Progress, ReplaySink, ReplaySource, Unroll
 
 BATCH = 512  # windows
-PER_REQUEST = 4  # batches that the sampler asks for at once
+PER_CALL = 4  # batches' worth of windows in each call to a shard, however many shards there are
 READY_LIMIT_S = 60.0
 WINDOWS = 8
 
@@ -52,11 +52,15 @@ class Writer:
 
 
 class Sampler:
-    """Takes batches and gives every window a new priority: a learner whose updates take no time."""
+    """Takes batches and gives every window a new priority: a learner whose updates take no time.
+
+    It asks for as many batches more as there are shards more, as whoever adds shards for speed has to: a call costs,
+    and not the windows that it carries.
+    """
 
     def __init__(self, config: Config[Any], clock: Clock, source: ReplaySource, generation: int) -> None:
         self._rng = np.random.default_rng(config.seed)
-        self._router = Router(source, config.replay, self._rng, clock, BATCH, PER_REQUEST)
+        self._router = Router(source, config.replay, self._rng, clock, BATCH, PER_CALL * source.num_shards)
         self._meter = Meter(clock)
 
     def step(self) -> Progress:

@@ -14,7 +14,7 @@ import numpy as np
 from actors.envs import measure_spec
 from cluster.bench import frames, lasting, memory
 from cluster.bench.figure import Figure, Work, rates
-from cluster.bench.flows import BATCH, PER_REQUEST, Flow, Sampler, Writer, alarm, endless, measure_flow
+from cluster.bench.flows import BATCH, PER_CALL, Flow, Sampler, Writer, alarm, endless, measure_flow
 from cluster.bench.neighbours import fresh_params, play
 from cluster.bench.on_ray import calls_per_s, idle, round_trip, started_ray
 from cluster.config import Config
@@ -82,7 +82,7 @@ def throughput(config: Config[Any], spec: Spec, params: Params, kept: Path, seco
         "writers": WRITERS,
         "steps_per_push": push,
         "batch": BATCH,
-        "batches_per_request": PER_REQUEST,
+        "batches_per_request": PER_CALL * config.replay.shards,
         "durability": config.replay.durability,
         "at_once": True,
     }
@@ -102,7 +102,7 @@ def throughput(config: Config[Any], spec: Spec, params: Params, kept: Path, seco
             unit="steps and windows/s",
             limit=sum(one),
             limit_name="one shard",
-            settings=settings | {"shards": 2},
+            settings=settings | {"shards": 2, "batches_per_request": PER_CALL * 2},
         ),
     ]
 
