@@ -181,6 +181,7 @@ def _restore(shard: ReplayShard, past: _Past) -> Restored:
         raise RunError(f"{past.folder / LIVE} is damaged: rows {oldest} to {past.retired_row - 1} are missing")
     if past.index:
         _lay(shard, past.index, account=True, writers=False, tail=past.tail)
+    shard.forget_writers()
     replace_live(past.folder, [(path, part.bytes) for path, part in past.parts if part.end_row > oldest])
     return Restored(counts.records, counts.rows, past.torn_bytes, past.notes)
 
