@@ -134,12 +134,15 @@ class _Past:
         yield from LogReader([path for path, _ in self.parts], [segment for _, segment in self.parts])
 
     def by_age(self) -> Iterator[tuple[float, Record, "_Past"]]:
-        """Read it with each record's place between the oldest, 0, and the newest, 1."""
+        """Read what the shard still held, with each record's place between the oldest, 0, and the newest, 1."""
         if not self.parts:
             return
-        first, end = self.parts[0][1].first_row, self.parts[-1][1].end_row
+        end = self.parts[-1][1].end_row
+        capacity = self.index.meta.get("capacity", end) if self.index else end  # as far as anybody knows
+        first = max(self.parts[0][1].first_row, end - capacity)  # a segment outlives most of its rows
         for record in self.records():
-            yield (record.first_row - first) / max(1, end - first), record, self
+            if record.first_row + record.rows > first:
+                yield (record.first_row - first) / max(1, end - first), record, self
 
 
 def _past(folder: Path, meta: Meta | None, tail: bool) -> _Past:

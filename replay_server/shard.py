@@ -140,6 +140,7 @@ class ReplayShard:
         meta = {
             "first": oldest,
             "end": end,
+            "capacity": self._storage.capacity,
             "inserted": self._inserted,
             "insert_limit": self._insert_limit,
             "largest": self._largest,

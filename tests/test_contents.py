@@ -272,3 +272,16 @@ def test_writers_of_a_run_that_goes_on_are_new_also_under_their_old_numbers(
         again.close()
 
         assert [reply.accepted for reply in replies] == [True, True]
+
+
+def test_what_was_overwritten_takes_nobodys_room_in_a_move(tmp_path: Path) -> None:
+    service = Service(Replay(folder=str(tmp_path)), 2, capacity=120)
+    for actor, unrolls in ((0, 100), (1, 10)):  # both shards are full, and the first one's log is ten times longer
+        service.write(actor, range(unrolls))
+    states = service.taken(snapshot_name(1))
+    before = windows(service)
+    service.close()
+
+    again = Service(going_on(tmp_path, "moved_newest", states), 1, capacity=120)
+
+    assert windows(again) == before
