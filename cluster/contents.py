@@ -83,6 +83,8 @@ class Replay:
             restored = self._restore(shard, own, index, generation, journals)
         if restored is not None and (generation or self.is_moved):
             _take_nothing_yet(shard)
+        if not generation:
+            shard.forget_writers()  # a run that goes on twice from one checkpoint numbers them alike
         return DurableShard(shard, journal(background=background) if journals else None, clock), restored
 
     def prepare(self, config: ReplayConfig) -> None:

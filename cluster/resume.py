@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 from cluster.checkpoints import Checkpoint, load_to_resume
 from cluster.config import Config, algorithm_name
-from cluster.contents import MOVED, Contents, replay_folder, shard_states
+from cluster.contents import MOVED, SHARD, Contents, replay_folder, shard_states
 from cluster.course import Past
 from cluster.roles import Start, build_algorithm
 from cluster.rows import plain
 from cluster.run_folder import Run, load_params
-from cluster.snapshots import named_in, require_snapshots
+from cluster.snapshots import has_snapshots, named_in, require_snapshots
+from replay_server.log import LIVE
 from starling.errors import ConfigError, RunError
 from starling.params import Params
 from starling.spec import Spec
+from starling.state import State
 from starling.types import Columns
 
 KEEPING = ("replay.durability", "replay.fsync_every_s", "replay.folder")
@@ -72,23 +74,38 @@ def resumed(run: Run, config: Config[Any], at: str | None = None) -> tuple[Start
     for key, was, now in _differences(checkpoint.facts["settings"], fixed_settings(config)):
         raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
     exactly = at is not None or config.runtime == "local"
-    lost = _why_lost(checkpoint, folder)
+    lost = _why_lost(checkpoint, folder, exactly)
     moves = (folder / MOVED).exists() or _other_shards(checkpoint, config)
     contents: Contents = "new" if lost else CONTENTS[moves, exactly]
-    return replace(start_of(checkpoint), folder=str(folder), contents=contents, lost=lost), name
+    start = start_of(replace(checkpoint, states=_with_all_shards(checkpoint, folder)))
+    return replace(start, folder=str(folder), contents=contents, lost=lost), name
 
 
-def _why_lost(checkpoint: Checkpoint, folder: Path) -> str:
-    """Say why what the shards held is not there; empty if it is."""
-    if not any(named_in(checkpoint.states)):
+def _why_lost(checkpoint: Checkpoint, folder: Path, exactly: bool) -> str:
+    """Say why what the shards held is not there; empty if it is, or at least the log of one of them."""
+    named = any(named_in(checkpoint.states))
+    if not named and checkpoint.facts["settings"].get("replay.durability", "none") == "none":
         return f"checkpoint {checkpoint.facts['name']} kept none of it"
-    return "" if folder.exists() else f"{folder} is not there"
+    if not folder.exists():
+        return f"{folder} is not there"
+    if (named and has_snapshots(folder)) or (not exactly and any(folder.glob(f"shard-*/{LIVE}"))):
+        return ""
+    return f"no snapshot is in {folder}"
+
+
+def _with_all_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, State]:
+    """Return the states with one for each shard; of one without a snapshot, as at a run's end, there is its log."""
+    states = dict(checkpoint.states)
+    for shard in range(checkpoint.facts["settings"].get("replay.shards", 0)):
+        states.setdefault(f"{SHARD}[{shard}]", State(meta={"origin": 0}))
+    if not has_snapshots(folder):
+        states |= {name: State(meta={"origin": own.meta["origin"]}) for name, own in shard_states(states).items()}
+    return states
 
 
 def _other_shards(checkpoint: Checkpoint, config: Config[Any]) -> bool:
     was, now = checkpoint.facts["settings"], all_settings(config)
-    changed = any(was.get(key, now[key]) != now[key] for key in SHARDING)
-    return changed or len(shard_states(checkpoint.states)) != config.replay.shards
+    return any(was.get(key, now[key]) != now[key] for key in SHARDING)
 
 
 def start_of(checkpoint: Checkpoint) -> Start:

@@ -24,9 +24,14 @@ def named_in(states: Mapping[str, State]) -> Iterator[tuple[int, str, str]]:
             yield index, str(state.meta["snapshot"]), str(state.meta["sha256"])
 
 
+def has_snapshots(folder: Path) -> bool:
+    """Say whether there is any; a replay whose contents were lost has none before its next checkpoint."""
+    return any(snapshot_paths(shard) for shard in folder.glob("shard-*"))
+
+
 def require_snapshots(folder: Path, states: Mapping[str, State]) -> None:
-    """Refuse a checkpoint whose snapshots are not there as they were taken, if there are any contents at all."""
-    if not folder.exists():
+    """Refuse a checkpoint whose snapshots are not there as they were taken, if there are any at all."""
+    if not has_snapshots(folder):
         return
     for index, name, sha256 in named_in(states):
         path = shard_folder(folder, index) / SNAPSHOTS / name

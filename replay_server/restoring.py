@@ -134,12 +134,15 @@ class _Past:
         yield from LogReader([path for path, _ in self.parts], [segment for _, segment in self.parts])
 
     def by_age(self) -> Iterator[tuple[float, Record, "_Past"]]:
-        """Read it with each record's place between the oldest, 0, and the newest, 1."""
+        """Read what the shard still held, with each record's place between the oldest, 0, and the newest, 1."""
         if not self.parts:
             return
-        first, end = self.parts[0][1].first_row, self.parts[-1][1].end_row
+        end = self.parts[-1][1].end_row
+        capacity = self.index.meta.get("capacity", end) if self.index else end  # as far as anybody knows
+        first = max(self.parts[0][1].first_row, end - capacity)  # a segment outlives most of its rows
         for record in self.records():
-            yield (record.first_row - first) / max(1, end - first), record, self
+            if record.first_row + record.rows > first:
+                yield (record.first_row - first) / max(1, end - first), record, self
 
 
 def _past(folder: Path, meta: Meta | None, tail: bool) -> _Past:
@@ -181,6 +184,7 @@ def _restore(shard: ReplayShard, past: _Past) -> Restored:
         raise RunError(f"{past.folder / LIVE} is damaged: rows {oldest} to {past.retired_row - 1} are missing")
     if past.index:
         _lay(shard, past.index, account=True, writers=False, tail=past.tail)
+    shard.forget_writers()
     replace_live(past.folder, [(path, part.bytes) for path, part in past.parts if part.end_row > oldest])
     return Restored(counts.records, counts.rows, past.torn_bytes, past.notes)
 

@@ -140,6 +140,7 @@ class ReplayShard:
         meta = {
             "first": oldest,
             "end": end,
+            "capacity": self._storage.capacity,
             "inserted": self._inserted,
             "insert_limit": self._insert_limit,
             "largest": self._largest,
@@ -153,7 +154,7 @@ class ReplayShard:
         """Lay an index over the unrolls that were stored again; windows that it does not know stay as they are.
 
         With its `account` the shard goes on with the same numbers, the random ones included. With its `writers` it
-        knows what they had sent; without, whoever writes begins a new stream.
+        knows what they had sent.
         """
         first, end = index.meta["first"], index.meta["end"]
         known = np.arange(max(first, self._storage.oldest), min(end, self._storage.end))
@@ -166,8 +167,10 @@ class ReplayShard:
             set_rng(self._rng, index.meta["rng"])
         if writers:
             self._streams.adopt(index.meta["writers"])
-        else:
-            self._streams.clear()
+
+    def forget_writers(self) -> None:
+        """Let whoever writes from now on begin a new stream, also under a number that came before."""
+        self._streams.clear()
 
     def set_masses(self, rows: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
         """Set the masses of windows by their first rows; rows that begin no window here stay without."""

@@ -11,6 +11,7 @@ live log lets go.
 import hashlib
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,16 @@ def write_snapshot(folder: Path, name: str, index: State, segments: Sequence[Seg
     if not path.exists():
         unfinished = path.with_name(f".{path.name}")
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that died
-        unfinished.mkdir(parents=True)
-        for segment in segments:
-            link_or_copy(folder / LIVE / segment.file, unfinished / segment.file, segment.bytes, sync)
-        _write(unfinished / INDEX, packed, sync)
-        _write(unfinished / SEAL, f"{sha256}\n".encode(), sync)
-        sync_folder(unfinished, sync)
+        try:
+            unfinished.mkdir(parents=True)
+            for segment in segments:
+                link_or_copy(folder / LIVE / segment.file, unfinished / segment.file, segment.bytes, sync)
+            _write(unfinished / INDEX, packed, sync)
+            _write(unfinished / SEAL, f"{sha256}\n".encode(), sync)
+            sync_folder(unfinished, sync)
+        except (OSError, RunError):
+            shutil.rmtree(unfinished, ignore_errors=True)  # its links would hold segments on a disk that is full
+            raise
         reach("replay.before_snapshot_rename")
         unfinished.rename(path)
         sync_folder(path.parent, sync)
@@ -70,8 +75,12 @@ def read_snapshot(path: Path, sha256: str | None = None) -> tuple[State, list[Se
 
 def snapshot_paths(folder: Path) -> list[Path]:
     """Return the snapshots of a shard, the newest first."""
-    paths = (path for path in (folder / SNAPSHOTS).glob("*") if not path.name.startswith("."))
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    written = []
+    for path in (folder / SNAPSHOTS).glob("*"):
+        if not path.name.startswith("."):
+            with suppress(FileNotFoundError):  # the launcher may remove one meanwhile
+                written.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(written, reverse=True)]
 
 
 def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
@@ -87,7 +96,7 @@ def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process left that died while it took or removed a snapshot."""
     for path in (folder / SNAPSHOTS).glob(".*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # the launcher may be removing it too
 
 
 def facts(index: State) -> dict[str, Any]:

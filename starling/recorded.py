@@ -119,16 +119,23 @@ def without_oldest(unroll: Unroll, count: int) -> Unroll:
 
 
 class Foreign:
-    """Turns unrolls of other runs into recorded ones: each of their actors is a stream far from the run's own."""
+    """Turns unrolls of other runs into recorded ones: each of their actors is a stream far from the run's own.
+
+    Every stream counts from 0 again, so that none goes on where another file's happened to end.
+    """
 
     def __init__(self) -> None:
         self._actors: dict[int, int] = {}
+        self._newest: dict[int, tuple[int, int, int]] = {}  # by actor: generation and sequence as it came, and ours
 
     def __call__(self, unroll: Unroll) -> Unroll:
         """Return the unroll as nobody's: of no version, with no priorities."""
+        generation, before, sequence = self._newest.get(unroll.actor, (unroll.generation, unroll.sequence - 1, -1))
+        sequence += 1 if (generation, before + 1) == (unroll.generation, unroll.sequence) else 2
+        self._newest[unroll.actor] = unroll.generation, unroll.sequence, sequence
         actor = FIRST_ACTOR + self._actors.setdefault(unroll.actor, len(self._actors))
         columns = {**unroll.columns, "version": np.zeros_like(unroll.columns["version"])}
-        return replace(unroll, actor=actor, columns=columns, priorities=None)
+        return replace(unroll, actor=actor, generation=0, sequence=sequence, columns=columns, priorities=None)
 
 
 def refuse_misfit(unroll: Unroll, columns: Mapping[str, ArraySpec], origin: str) -> None:

@@ -256,3 +256,32 @@ def test_a_shard_that_keeps_nothing_takes_its_part_of_a_move_once(tmp_path: Path
 
     assert sum(windows(moved).values()) == ACTORS * UNROLLS * PER_UNROLL
     assert drawn(successor) == set()
+
+
+@pytest.mark.parametrize(("contents", "shards"), [("newest", 2), ("moved_newest", 3)])
+def test_writers_of_a_run_that_goes_on_are_new_also_under_their_old_numbers(
+    contents: Contents, shards: int, tmp_path: Path
+) -> None:
+    service, states = begun(tmp_path)
+    service.close()
+    known: dict[str, State] = states if contents.startswith("moved") else {}  # before the first checkpoint
+
+    for _ in range(2):  # the second time it goes on with what it has moved
+        again = Service(going_on(tmp_path, contents, known), shards)
+        replies = [again.shards[0].insert(bandit_unroll(None, count=3, sequence=n, actor=0)) for n in range(2)]
+        again.close()
+
+        assert [reply.accepted for reply in replies] == [True, True]
+
+
+def test_what_was_overwritten_takes_nobodys_room_in_a_move(tmp_path: Path) -> None:
+    service = Service(Replay(folder=str(tmp_path)), 2, capacity=120)
+    for actor, unrolls in ((0, 100), (1, 10)):  # both shards are full, and the first one's log is ten times longer
+        service.write(actor, range(unrolls))
+    states = service.taken(snapshot_name(1))
+    before = windows(service)
+    service.close()
+
+    again = Service(going_on(tmp_path, "moved_newest", states), 1, capacity=120)
+
+    assert windows(again) == before

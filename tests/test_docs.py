@@ -51,7 +51,11 @@ def test_the_replay_page_shows_its_example_as_it_is_and_it_runs() -> None:
     example = ROOT / "examples" / "replay_alone.py"
 
     ended = subprocess.run(
-        [sys.executable, example], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        [sys.executable, example],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert blocks((ROOT / "docs" / "replay.md").read_text(), "python") == [example.read_text()]

@@ -230,6 +230,25 @@ def test_a_snapshot_that_cannot_be_written_fails_and_a_later_one_does_not(tmp_pa
     assert taken(shard, "b").meta["records"] == 1
 
 
+def test_a_snapshot_that_the_disk_has_no_room_for_holds_on_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / SNAPSHOTS).mkdir()
+    full = [False]
+
+    def sync(file: int) -> None:
+        if full[0] and SNAPSHOTS in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    shard = durable(tmp_path, journal={"sync": sync})
+    shard.insert(unrolls_of(1)[0])
+    full[0] = True
+
+    shard.snapshot("a")
+    with pytest.raises(RunError, match="No space left on device"):
+        shard.taken("a")
+
+    assert list((tmp_path / SNAPSHOTS).iterdir()) == []
+
+
 def test_a_snapshot_does_not_wait_and_holds_what_was_inserted_before_it(tmp_path: Path) -> None:
     disk, unrolls = Disk(), unrolls_of(8)
     shard = durable(tmp_path, background=True, durability="snapshot", journal=disk.calls())

@@ -175,6 +175,17 @@ def test_unrolls_of_another_run_are_streams_of_their_own() -> None:
     assert not any(unroll.columns["version"].any() for unroll in sent)
 
 
+def test_no_stream_goes_on_where_that_of_another_file_ended() -> None:
+    one, other = (CountingWorld(np.random.default_rng(actor), actor=actor) for actor in (3, 4))
+    first, second = [one.unroll(5) for _ in range(3)], [other.unroll(5) for _ in range(7)][3:]
+    del second[2]  # within a file a gap stays one
+
+    sent = [[foreign(unroll) for unroll in unrolls] for unrolls in (first, second) for foreign in [Foreign()]]
+
+    assert [unroll.actor for unroll in sent[0]] == [unroll.actor for unroll in sent[1]]
+    assert [[unroll.sequence for unroll in unrolls] for unrolls in sent] == [[0, 1, 2], [0, 1, 3]]
+
+
 def test_actions_and_rewards_are_learned_from_as_an_actor_would_send_them() -> None:
     action = np.array([[-2.0, 0.0], [2.0, 1.0], [0.0, 0.5]], np.float64)
     arrays = exact(steps(3, ends=[2], action=action))

@@ -349,6 +349,33 @@ def test_contents_that_are_gone_are_declared_lost_and_learning_waits_again(runs:
     ]
 
 
+def test_contents_that_were_lost_before_are_no_reason_to_refuse_the_run_again(runs: Path) -> None:
+    shutil.rmtree(runs / "a" / "replay")
+    (runs / "a" / "replay" / "shard-0" / "live").mkdir(parents=True)  # it went on, and was killed before a checkpoint
+
+    said = resume(runs, "--total-steps", "1500", "--plain")
+
+    assert said.code == 0
+    assert f"contents of the replay are lost: no snapshot is in {runs / 'a' / 'replay'}; learning waits" in said.out
+
+
+def test_a_shard_that_took_no_snapshot_for_the_last_checkpoint_goes_on_with_its_log(tmp_path: Path) -> None:
+    config = small()
+    events = run_until(45, config, tmp_path / "kept" / "a")
+    due = [event for event in events if isinstance(event, CheckpointDue) and event.states][-1]
+    states = {role: state for role, state in due.states.items() if role != "replay_server[0]"}
+    config = replace(config, runtime="ray")
+    keep([replace(due, states=states)], tmp_path / "a", config)
+    (tmp_path / "kept" / "a" / "replay").rename(tmp_path / "a" / "replay")
+
+    for shards, contents in ((2, "newest"), (1, "moved_newest")):
+        start, _ = resumed(Run(tmp_path / "a"), replace(config, replay=replace(config.replay, shards=shards)))
+
+        assert (start.contents, start.lost) == (contents, "")
+        assert [start.replay.meta(shard) is None for shard in range(2)] == [True, False]
+        assert len(start.replay.states) == 2
+
+
 def test_a_run_that_keeps_nothing_goes_on_without_what_its_shards_held(runs: Path) -> None:
     switched_off = resume(runs, "--total-steps", "1500", "--quiet", "--replay.durability", "none")
     again = resume(runs, "--total-steps", "1700", "--plain")
