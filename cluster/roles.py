@@ -100,6 +100,7 @@ def build_shard(
 ) -> ReplayShard:
     """Return shard number `index`; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
+    assert algorithm.window is not None, "only windows are replayed"
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
     name = f"replay_server[{index}]"
     shard = ReplayShard(

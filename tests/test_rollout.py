@@ -127,13 +127,14 @@ def test_an_autoreset_row_is_no_step_and_earns_nothing() -> None:
     assert not ended[~columns["acted"]].any()
 
 
+@pytest.mark.parametrize("window", [Window(length=3), None], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_unroll_in_flight_does_not_change(backend: str) -> None:
-    rollout = rollout_of(BACKENDS[backend](), Window(length=3), with_next_obs=True)
+def test_an_unroll_in_flight_does_not_change(backend: str, window: Window | None) -> None:
+    rollout = rollout_of(BACKENDS[backend](), window)
     unroll = collect(rollout, [8])[0]
-    arrays = [*unroll.columns.values(), unroll.final_at, unroll.final_obs, unroll.next_obs, unroll.priorities]
-    arrays += unroll.episodes.values()
-    before = [np.copy(array) for array in arrays if array is not None]
+    optional = [array for array in (unroll.next_obs, unroll.priorities) if array is not None]
+    arrays = [*unroll.columns.values(), unroll.final_at, unroll.final_obs, *optional, *unroll.episodes.values()]
+    before = [np.copy(array) for array in arrays]
 
     collect(rollout, [8, 8])
 
@@ -142,7 +143,7 @@ def test_an_unroll_in_flight_does_not_change(backend: str) -> None:
 
 
 def test_the_next_observation_is_the_first_row_of_the_next_unroll() -> None:
-    first, second = collect(rollout_of(BACKENDS["DISABLED"](), Window(), with_next_obs=True), [5, 5])
+    first, second = collect(rollout_of(BACKENDS["DISABLED"](), None), [5, 5])
 
     assert first.next_obs is not None
     assert np.array_equal(first.next_obs, second.columns["obs"][0])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from starling.errors import check
+from starling.spec import ArraySpec
 
 Activation = Literal["relu", "tanh"]
 
@@ -33,6 +34,8 @@ class Linear:
 
     outputs: int
     bias: bool = True
+    scale: float = 1.0
+    """of the first weights: small ones make a policy that begins with every action alike"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,26 @@ class Dueling:
     actions: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lone:
+    """A head that no observation changes: as many values, learned like weights."""
+
+    outputs: int
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lstm:
+    """What remembers between torso and heads; its state of one copy is `[2, size]`: what it says, and its cell."""
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1, f"memory must be >= 1 wide, got {self.size}")
+
+
 Torso = Mlp | NatureCnn
-Head = Linear | Dueling
+Head = Linear | Dueling | Lone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +73,9 @@ class Network:
 
     torso: Torso
     heads: Mapping[str, Head]
+    memory: Lstm | None = None
+
+
+def state_specs(networks: Mapping[str, Network]) -> dict[str, ArraySpec]:
+    """Return what each network that remembers carries from step to step; zeros where an episode begins."""
+    return {name: ArraySpec((2, n.memory.size), "float32") for name, n in networks.items() if n.memory}
