@@ -105,7 +105,7 @@ class LstmModule(nn.Module):
         """Map features [T, B, F] and the state [B, 2, H] before them to the states after each step, [T, B, 2, H]."""
         told = self.inputs(features)  # of all steps at once: only what depends on the step before must wait for it
         said, cell = state.unbind(-2)
-        keep = None if first is None else (~first).to(state.dtype)[..., None]  # [T + 1 or T, B, 1]
+        keep = None if first is None else (~first).to(state.dtype)[..., None]  # [T, B, 1]
         states = []
         for t in range(len(told)):
             if keep is not None:
