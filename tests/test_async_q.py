@@ -59,7 +59,7 @@ def test_the_target_is_a_copy_of_the_first_version_seen_after_its_turn() -> None
         since = version
         held.append(float(nets.frozen("target", state)["q"][0, 0]))
 
-    assert float(nets["q"](state)["q"][0, 0]) == 45.0
+    assert float(nets.frozen("q", state)["q"][0, 0]) == 45.0
     assert held[2:] == [14.0, 14.0, 20.0, 45.0]
     assert held[0] == held[1]
     assert abs(held[0]) < 2.0  # still what it began with
