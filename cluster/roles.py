@@ -113,6 +113,7 @@ def build_shard(
 ) -> DurableShard:
     """Return shard number `index` with what it is to hold; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
+    assert algorithm.window is not None, "only windows are replayed"
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
     origin = replay.origin(index, generation)
     shard = ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, origin)

@@ -8,10 +8,10 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.feeds import ReplayFeed
-from learner.nets import LearnerNets
 from learner.optimizers import Optimizers
 from starling.errors import RoleError, check
 from starling.metrics import Clock, Meter
+from starling.networks.nets import LearnerNets
 from starling.params import Params
 from starling.spec import Spec
 from starling.state import State

@@ -14,12 +14,12 @@ from cluster.bench.neighbours import PackingSink, ReadyBatches, fresh_params, pl
 from cluster.config import Config
 from cluster.roles import build_algorithm, build_shard
 from learner.feeds import to_batch
-from learner.nets import LearnerNets
 from learner.optimizers import Optimizers
 from learner.worker import Learner
 from replay_server.local import LocalReplay
 from replay_server.router import Router
 from starling.metrics import no_clock
+from starling.networks.nets import LearnerNets
 from starling.spec import Spec
 from starling.types import Sampled
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 from starling.errors import check
-from starling.spec import Spec
+from starling.spec import ArraySpec, Spec
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each of the three."""
@@ -38,6 +38,8 @@ class Linear:
 
     outputs: int
     bias: bool = True
+    scale: float = 1.0
+    """of the first weights: small ones make a policy that begins with every action alike"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,26 @@ class Dueling:
     actions: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lone:
+    """A head that no observation changes: as many values, learned like weights."""
+
+    outputs: int
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lstm:
+    """What remembers between torso and heads; its state of one copy is `[2, size]`: what it says, and its cell."""
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1, f"memory must be >= 1 wide, got {self.size}")
+
+
 Torso = Mlp | NatureCnn
-Head = Linear | Dueling
+Head = Linear | Dueling | Lone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +77,12 @@ class Network:
 
     torso: Torso
     heads: Mapping[str, Head]
+    memory: Lstm | None = None
+
+
+def state_specs(networks: Mapping[str, Network]) -> dict[str, ArraySpec]:
+    """Return what each network that remembers carries from step to step; zeros where an episode begins."""
+    return {name: ArraySpec((2, n.memory.size), "float32") for name, n in networks.items() if n.memory}
 
 
 def num_params(network: Network, spec: Spec) -> int:
@@ -64,13 +90,21 @@ def num_params(network: Network, spec: Spec) -> int:
     torso = network.torso
     widths = [spec.features, *torso.hidden] if isinstance(torso, Mlp) else [_frames_out(spec), torso.features]
     layers = sum((before + 1) * after for before, after in pairwise(widths))
-    heads = sum(_head_params(head, widths[-1]) for head in network.heads.values())
-    return layers + heads + (0 if isinstance(torso, Mlp) else _conv_params(spec.obs.shape[0]))
+    convs = 0 if isinstance(torso, Mlp) else _conv_params(spec.obs.shape[0])
+    features = network.memory.size if network.memory else widths[-1]
+    memory = _memory_params(network.memory, widths[-1]) if network.memory else 0
+    return convs + layers + memory + sum(_head_params(head, features) for head in network.heads.values())
+
+
+def _memory_params(memory: Lstm, features: int) -> int:
+    return 4 * memory.size * (features + 1 + memory.size)
 
 
 def _head_params(head: Head, features: int) -> int:
     if isinstance(head, Dueling):
         return (features + 1) * (head.actions + 1)
+    if isinstance(head, Lone):
+        return head.outputs
     return (features + head.bias) * head.outputs
 
 
