@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from param_server.config import SliceConfig
 from param_server.slices import ParamSlice, cut, parts
@@ -11,18 +12,17 @@ from starling.params import Layout, Params
 from starling.types import Gradient, Versions
 
 
-def make_slices(config: SliceConfig, params: Params, clock: Clock) -> list[ParamSlice]:
+def make_slices(config: SliceConfig, values: NDArray[np.float32], clock: Clock) -> list[ParamSlice]:
     """Return slices that hold these parameters together."""
-    return [ParamSlice(config, params.buffer[span], clock) for span in cut(params.layout.size, config.slices)]
+    return [ParamSlice(config, values[span], clock) for span in cut(len(values), config.slices)]
 
 
 class LocalSlices:
     """A GradientSink whose slices answer at once; any number of workers may share it."""
 
-    def __init__(self, slices: Sequence[ParamSlice], layout: Layout) -> None:
+    def __init__(self, slices: Sequence[ParamSlice]) -> None:
         self._slices = slices
-        self._layout = layout
-        self._cuts = cut(layout.size, len(slices))
+        self._cuts = cut(sum(len(slice_.values) for slice_ in slices), len(slices))
 
     def push(self, gradient: Gradient) -> None:
         """Apply a gradient to every slice."""
@@ -33,12 +33,10 @@ class LocalSlices:
         """Never wait."""
         return ""
 
-    def fetch(self, newer_than: Versions) -> tuple[Versions, Params] | None:
-        """Return the present parameters, or None if no slice is newer than that."""
+    def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
+        """Return a copy of the present parameters, or None if no slice is newer than that."""
         versions = tuple(slice_.version for slice_ in self._slices)
-        if versions == newer_than:
-            return None
-        return versions, together(self._slices, self._layout)
+        return None if versions == newer_than else (versions, _together(self._slices))
 
 
 class LocalParams:
@@ -51,9 +49,8 @@ class LocalParams:
     def fetch(self, newer_than: int) -> tuple[int, Params] | None:
         """Return `(version, params)`, or None if there is nothing newer."""
         version = min(slice_.version for slice_ in self._slices)
-        return None if version <= newer_than else (version, together(self._slices, self._layout))
+        return None if version <= newer_than else (version, Params(self._layout, _together(self._slices)))
 
 
-def together(slices: Sequence[ParamSlice], layout: Layout) -> Params:
-    """Return a copy of what the slices hold, as one vector again."""
-    return Params(layout, np.concatenate([slice_.values for slice_ in slices]))
+def _together(slices: Sequence[ParamSlice]) -> NDArray[np.float32]:
+    return np.concatenate([slice_.values for slice_ in slices])

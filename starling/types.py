@@ -344,5 +344,5 @@ class GradientSink(Protocol):
     def must_wait(self) -> str:
         """Say whom the worker must wait for before it plays on; empty: for nobody."""
 
-    def fetch(self, newer_than: Versions) -> tuple[Versions, Params] | None:
-        """Return the newest parameters that have come, or None if no slice is newer than that."""
+    def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
+        """Return the newest parameters that have come, or None if no slice is newer; `[size]`, perhaps read-only."""

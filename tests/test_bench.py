@@ -27,7 +27,12 @@ EXPECTED = {
         "replay.ray.insert_steps_per_s",
         "replay.ray.sample_windows_per_s",
     ],
-    "params": ["params.fetch_ms", "params.fetch_nothing_newer_ms"],
+    "params": [
+        "params.fetch_ms",
+        "params.fetch_nothing_newer_ms",
+        "params.push_per_s.mlp",
+        "params.push_per_s.cnn",
+    ],
     "train": ["train.gridworld.env_steps_per_s", "train.gridworld.updates_per_s", "start.seconds"],
 }
 IN_ONE_PROCESS = ("actors", "learner")

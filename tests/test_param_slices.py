@@ -21,7 +21,7 @@ from starling.errors import CodecError, ConfigError, RunError
 from starling.gradient_wire import decode_push, decode_pushed, encode_push, encode_pushed
 from starling.gradients import clip_factor
 from starling.metrics import no_clock
-from starling.params import Layout, Params
+from starling.params import Layout
 from starling.state import pack_state, unpack_state
 from starling.types import Gradient, Push, Pushed, Versions
 
@@ -43,14 +43,13 @@ def a_slice(config: SliceConfig = PLAIN) -> ParamSlice:
 
 
 def whole(config: SliceConfig) -> LocalSlices:
-    params = Params.of({"w": np.random.default_rng(0).normal(size=SIZE).astype(np.float32)})
-    return LocalSlices(make_slices(config, params, no_clock), params.layout)
+    return LocalSlices(make_slices(config, np.random.default_rng(0).normal(size=SIZE).astype(np.float32), no_clock))
 
 
 def versions_and_values(sink: LocalSlices) -> tuple[Versions, NDArray[np.float32]]:
     fetched = sink.fetch(())
     assert fetched is not None
-    return fetched[0], fetched[1].buffer
+    return fetched
 
 
 def late_gradients(sink: LocalSlices, steps: int = 60) -> None:
@@ -316,9 +315,8 @@ SENT = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 6), st.int
 @settings(max_examples=150, deadline=None)
 @given(st.lists(SENT, max_size=60), st.sampled_from([1, 2, 4]))
 def test_each_gradient_counts_once_whatever_the_order_in_which_it_comes(sent: list[Sent], slices: int) -> None:
-    params = Params.of({"w": np.zeros(4, np.float32)})
-    made = make_slices(replace(PLAIN, slices=slices), params, no_clock)
-    sink = LocalSlices(made, params.layout)
+    made = make_slices(replace(PLAIN, slices=slices), np.zeros(4, np.float32), no_clock)
+    sink = LocalSlices(made)
     generations: dict[int, int] = {}
     heard: dict[tuple[int, int, int], int] = {}
 
