@@ -20,7 +20,7 @@ from starling.metrics import Clock, Meter, no_clock
 from starling.types import Gradient, GradientSink, Progress, Versions
 
 SIZES = {"mlp": 9_155, "cnn": 1_686_180}
-"""Parameters: policy and value of two hidden layers of 64 each over 8 inputs, and the Nature CNN with four actions."""
+"""Parameters: policy and value for CartPole, each of two hidden layers of 64, and the Nature CNN for four actions."""
 
 PUSHERS = 2
 ENV_STEPS = 80  # played for a gradient
