@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
-from starling import wire
+from param_server.slices import cut, parts
+from starling import gradient_wire, wire
 from starling.errors import RoleError
 from starling.metrics import Clock
 from starling.params import Params
-from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
+from starling.types import Gradient, InsertReply, SampleReply, SampleRequest, Unroll, Versions
 
 ANSWER_LIMIT_S = 90.0  # longer than a role may take to start, or to be found hanging and be replaced
 OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
@@ -312,3 +314,64 @@ class RemoteParamSink:
         if (present := (self._line.generation, self._newest[0])) != self._sent:
             self._sent = present
             self._line.call("publish", *self._newest, self._generation)
+
+
+class RemoteSlices:
+    """A worker's way to all slices of the parameters: few gradients in flight, and each slice's newest values.
+
+    What was in flight to a slice that dies is lost to it alone. Its successor is asked for its values before the
+    worker goes on, since those of its predecessor may be ahead of what it holds.
+    """
+
+    def __init__(self, peers: Sequence[Peer], clock: Clock, in_flight: int = 1) -> None:
+        self.lines = [Line(peer, clock) for peer in peers]
+        self._roles = [peer.role for peer in peers]
+        self._in_flight = in_flight
+        self._generations = [line.generation for line in self.lines]
+        self._newest: list[tuple[int, NDArray[np.float32]] | None] = [None for _ in peers]
+
+    def push(self, gradient: Gradient) -> None:
+        """Send a gradient to every slice."""
+        cuts = cut(len(gradient.values), len(self.lines))
+        for line, part in zip(self.lines, parts(gradient, cuts), strict=True):
+            line.call("push", gradient_wire.encode_push(part))
+
+    def must_wait(self) -> str:
+        """Wait for slices that are down, and for answers when too many are missing."""
+        self._listen()
+        for line, role, newest in zip(self.lines, self._roles, self._newest, strict=True):
+            if down := line.waits():
+                return down
+            if newest is None:
+                return f"parameters from {role}"
+            if len(line) >= self._in_flight:
+                return f"{role} to answer"
+        return ""
+
+    def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
+        """Return the newest parameters that have arrived, if any slice's are newer."""
+        self._listen()
+        known = [newest for newest in self._newest if newest is not None]
+        versions = tuple(version for version, _ in known)
+        if len(known) < len(self.lines) or versions == newer_than:
+            return None
+        values = [values for _, values in known]
+        return versions, values[0] if len(values) == 1 else np.concatenate(values)
+
+    def _listen(self) -> None:
+        for index, line in enumerate(self.lines):
+            for answer in line.answers():
+                if answer is not LOST:
+                    self._newest[index] = _version_and_values(answer)
+            if line.generation != self._generations[index]:
+                self._generations[index], self._newest[index] = line.generation, None
+            if self._newest[index] is None and not len(line) and not line.waits():
+                line.call("fetch", -1)
+
+
+def _version_and_values(answer: Any) -> tuple[int, NDArray[np.float32]]:
+    if isinstance(answer, tuple):
+        version, values = answer
+        return version, values
+    pushed = gradient_wire.decode_pushed(answer)
+    return pushed.version, pushed.values

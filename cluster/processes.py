@@ -1,4 +1,4 @@
-"""The three kinds of Ray actor processes: a shard, the parameter server, and a role with a loop."""
+"""The kinds of Ray actor processes: a shard, the parameter server or a slice of it, and a role with a loop."""
 
 import faulthandler
 import os
@@ -15,10 +15,11 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink, RemoteSlices
 from param_server.server import ParamServer
+from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard
-from starling import wire
+from starling import gradient_wire, wire
 from starling.metrics import Clock
 from starling.state import Lasting, pack_state
 from starling.types import InsertReply, Progress
@@ -118,6 +119,31 @@ class ParamProcess:
         return Beat(os.getpid(), self._beats, self._server.stats())
 
 
+class SliceProcess:
+    """A slice of the parameters; each push is answered with its fresh values."""
+
+    def __init__(self, build: Callable[[], ParamSlice]) -> None:
+        self._slice = build()
+        self._beats = 0
+
+    def push(self, push: Buffer) -> Buffer:
+        """Apply a gradient."""
+        return gradient_wire.encode_pushed(self._slice.push(gradient_wire.decode_push(push)))
+
+    def fetch(self, newer_than: int) -> tuple[int, np.ndarray[Any, Any]] | None:
+        """Return newer values; Ray packs them before the next push changes them."""
+        return self._slice.fetch(newer_than)
+
+    def state(self) -> Buffer:
+        """Return what a checkpoint keeps."""
+        return pack_state(self._slice.state())
+
+    def beat(self) -> Beat:
+        """Return what the role did."""
+        self._beats += 1
+        return Beat(os.getpid(), self._beats, self._slice.stats())
+
+
 class Role(Protocol):
     """What a loop process repeats."""
 
@@ -136,15 +162,17 @@ class Teller(Protocol):
         """Return what happened since the last call, for the run folder."""
 
 
-Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
+    "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
 }
-"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls say themselves who sent them."""
+"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
+sent them."""
 
 
 class LoopProcess:
