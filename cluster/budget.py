@@ -14,7 +14,8 @@ from cluster.roles import build_algorithm
 from replay_server.journal import BACKLOG_BYTES
 from replay_server.storage import MAX_ROWS, columns_of, row_bytes
 from starling.errors import check
-from starling.networks.description import Mlp, num_params
+from starling.networks.arrays import num_params
+from starling.networks.description import Mlp
 from starling.spec import ArraySpec, Spec
 from starling.windows import Window
 

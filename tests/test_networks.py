@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from starling.networks import Dueling, Linear, Lone, Lstm, Mlp, NatureCnn, Network, state_specs
-from starling.networks.description import num_params
+from starling.networks.arrays import first_params, layout_of, num_params
 from starling.networks.forward import Recall, build_forward
 from starling.networks.modules import build_modules
 from starling.networks.numpy_forward import NumpyForward
@@ -104,7 +104,7 @@ def test_the_same_generator_gives_the_same_weights() -> None:
     [(VECTOR, Mlp(hidden=(16, 8))), (DIGITS, Mlp(hidden=())), (FRAMES, NatureCnn(features=64))],
     ids=["vector", "table", "frames"],
 )
-def test_the_parameters_of_a_network_are_counted_without_building_it(spec: Spec, torso: Mlp | NatureCnn) -> None:
+def test_the_arrays_of_a_network_are_known_without_building_it(spec: Spec, torso: Mlp | NatureCnn) -> None:
     heads = {
         "q": Dueling(actions=3),
         "policy": Linear(outputs=3),
@@ -116,6 +116,8 @@ def test_the_parameters_of_a_network_are_counted_without_building_it(spec: Spec,
 
     assert num_params(network, spec) == params_of({"n": network}, spec).layout.size
     assert num_params(remembers, spec) == params_of({"n": remembers}, spec).layout.size
+    both = {"a": network, "b": remembers}
+    assert layout_of(both, spec) == params_of(both, spec).layout
 
 
 HEADS = {"q": Dueling(actions=3), "mean": Linear(outputs=2, scale=0.01), "log_std": Lone(outputs=2, initial=-0.5)}
@@ -229,3 +231,18 @@ def test_a_heads_scale_makes_its_first_weights_small_and_changes_no_others() -> 
     for name in large:
         factor = 0.01 if name.startswith("policy.heads.mean") else 1.0
         np.testing.assert_allclose(small[name], large[name] * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("torso", [Mlp(hidden=(16, 8)), NatureCnn(features=64)], ids=["mlp", "cnn"])
+def test_first_values_drawn_by_numpy_are_like_those_of_torch(torso: Mlp | NatureCnn) -> None:
+    heads = {"mean": Linear(outputs=40, scale=0.1), "q": Dueling(actions=5), "log_std": Lone(outputs=3, initial=-0.5)}
+    networks = {"policy": Network(torso=torso, heads=heads, memory=Lstm(size=12))}
+    spec = FRAMES if isinstance(torso, NatureCnn) else VECTOR
+
+    drawn, expected = first_params(networks, spec, np.random.default_rng(0)), params_of(networks, spec)
+
+    assert drawn.layout == expected.layout
+    for name, array in expected.arrays().items():
+        spread = 0.25 * abs(array).max() if array.size > 20 else 0.3
+        assert abs(abs(drawn.arrays()[name]).max() - abs(array).max()) <= spread, name
+        assert (drawn.arrays()[name].std() > 0.0) == (array.std() > 0.0), name

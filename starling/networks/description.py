@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from starling.errors import check
-from starling.spec import ArraySpec, Spec
+from starling.spec import ArraySpec
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each of the three."""
@@ -83,39 +82,3 @@ class Network:
 def state_specs(networks: Mapping[str, Network]) -> dict[str, ArraySpec]:
     """Return what each network that remembers carries from step to step; zeros where an episode begins."""
     return {name: ArraySpec((2, n.memory.size), "float32") for name, n in networks.items() if n.memory}
-
-
-def num_params(network: Network, spec: Spec) -> int:
-    """Return how many numbers such a network has."""
-    torso = network.torso
-    widths = [spec.features, *torso.hidden] if isinstance(torso, Mlp) else [_frames_out(spec), torso.features]
-    layers = sum((before + 1) * after for before, after in pairwise(widths))
-    convs = 0 if isinstance(torso, Mlp) else _conv_params(spec.obs.shape[0])
-    features = network.memory.size if network.memory else widths[-1]
-    memory = _memory_params(network.memory, widths[-1]) if network.memory else 0
-    return convs + layers + memory + sum(_head_params(head, features) for head in network.heads.values())
-
-
-def _memory_params(memory: Lstm, features: int) -> int:
-    return 4 * memory.size * (features + 1 + memory.size)
-
-
-def _head_params(head: Head, features: int) -> int:
-    if isinstance(head, Dueling):
-        return (features + 1) * (head.actions + 1)
-    if isinstance(head, Lone):
-        return head.outputs
-    return (features + head.bias) * head.outputs
-
-
-def _conv_params(channels: int) -> int:
-    sides = [channels, *(out for out, _, _ in CONVOLUTIONS)]
-    kernels = [kernel for _, kernel, _ in CONVOLUTIONS]
-    return sum((i * k * k + 1) * o for (i, o), k in zip(pairwise(sides), kernels, strict=True))
-
-
-def _frames_out(spec: Spec) -> int:
-    _, height, width = spec.obs.shape
-    for _, kernel, stride in CONVOLUTIONS:
-        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return CONVOLUTIONS[-1][0] * height * width
