@@ -22,6 +22,7 @@ OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
+READ_EVERY_S = 0.05  # between questions for newer values of all slices
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
 
@@ -367,6 +368,35 @@ class RemoteSlices:
                 self._generations[index], self._newest[index] = line.generation, None
             if self._newest[index] is None and not len(line) and not line.waits():
                 line.call("fetch", -1)
+
+
+class RemoteValues:
+    """The evaluator's way to the values of all slices: they are asked together, and together they are given.
+
+    A slice that has nothing newer answers with little, so waiting for a version costs no transfers.
+    """
+
+    def __init__(self, peers: Sequence[Peer], clock: Clock) -> None:
+        self.lines = [Line(peer, clock) for peer in peers]
+        self._clock = clock
+        self._asked = -READ_EVERY_S
+        self._known: list[tuple[int, NDArray[np.float32]] | None] = [None for _ in peers]
+
+    def fetch(self, newer_than: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Return `(version, values)` of the whole once every slice has sent what is newer."""
+        for index, line in enumerate(self.lines):
+            for answer in line.answers():
+                if answer is not None and answer is not LOST:
+                    self._known[index] = answer
+        newer = [known for known in self._known if known is not None and known[0] > newer_than]
+        if len(newer) == len(self.lines):
+            return min(version for version, _ in newer), np.concatenate([values for _, values in newer])
+        if self._clock() - self._asked >= READ_EVERY_S and not any(map(len, self.lines)):
+            self._asked = self._clock()
+            for line in self.lines:
+                if not line.waits():
+                    line.call("fetch", newer_than)
+        return None
 
 
 def _version_and_values(answer: Any) -> tuple[int, NDArray[np.float32]]:

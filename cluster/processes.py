@@ -15,7 +15,16 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink, RemoteSlices
+from cluster.handles import (
+    Line,
+    Peer,
+    RemoteParams,
+    RemoteParamSink,
+    RemoteReplay,
+    RemoteSink,
+    RemoteSlices,
+    RemoteValues,
+)
 from param_server.server import ParamServer
 from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard
@@ -32,6 +41,7 @@ WAIT_S = 0.05
 STOP_S = 2.5
 STATE_POLL_S = 0.02
 STATE_S = 2.0
+SLICE_STATE_EVERY_S = 1.0  # what is lost of a slice that dies: the gradients that it applied in this time
 
 
 class Beat(NamedTuple):
@@ -44,6 +54,7 @@ class Beat(NamedTuple):
     error: str = ""  # the role's own exception, with its traceback
     news: Sequence[Any] = ()  # what happened since the last beat, for the run folder
     lost: int = 0  # calls that were never answered
+    state: Buffer | None = None  # of a slice, now and then: what its successor begins with
 
 
 class ShardProcess:
@@ -125,6 +136,7 @@ class SliceProcess:
     def __init__(self, build: Callable[[], ParamSlice]) -> None:
         self._slice = build()
         self._beats = 0
+        self._told_at = float("-inf")
 
     def push(self, push: Buffer) -> Buffer:
         """Apply a gradient."""
@@ -139,9 +151,12 @@ class SliceProcess:
         return pack_state(self._slice.state())
 
     def beat(self) -> Beat:
-        """Return what the role did."""
+        """Return what the role did, and once a second all that it is."""
         self._beats += 1
-        return Beat(os.getpid(), self._beats, self._slice.stats())
+        state = None
+        if time.monotonic() - self._told_at >= SLICE_STATE_EVERY_S:
+            state, self._told_at = self.state(), time.monotonic()
+        return Beat(os.getpid(), self._beats, self._slice.stats(), state=state)
 
 
 class Role(Protocol):
@@ -162,7 +177,7 @@ class Teller(Protocol):
         """Return what happened since the last call, for the run folder."""
 
 
-Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
@@ -170,6 +185,7 @@ NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
+    "values": lambda peers, clock, generation: RemoteValues(peers, clock),
 }
 """How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
 sent them."""

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from param_server.config import SliceConfig
 from param_server.slices import ParamSlice, cut, parts
 from starling.metrics import Clock
-from starling.params import Layout, Params
 from starling.types import Gradient, Versions
 
 
@@ -39,17 +38,16 @@ class LocalSlices:
         return None if versions == newer_than else (versions, _together(self._slices))
 
 
-class LocalParams:
-    """A ParamSource over slices; the version of the whole is that of the slice furthest behind."""
+class LocalValues:
+    """A ValueSource over slices."""
 
-    def __init__(self, slices: Sequence[ParamSlice], layout: Layout) -> None:
+    def __init__(self, slices: Sequence[ParamSlice]) -> None:
         self._slices = slices
-        self._layout = layout
 
-    def fetch(self, newer_than: int) -> tuple[int, Params] | None:
-        """Return `(version, params)`, or None if there is nothing newer."""
+    def fetch(self, newer_than: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Return `(version, values)` of the whole, or None while a slice has nothing newer."""
         version = min(slice_.version for slice_ in self._slices)
-        return None if version <= newer_than else (version, Params(self._layout, _together(self._slices)))
+        return None if version <= newer_than else (version, _together(self._slices))
 
 
 def _together(slices: Sequence[ParamSlice]) -> NDArray[np.float32]:

@@ -60,6 +60,7 @@ class ParamSlice:
         self._writers = Writers()
         self._version = 0
         self._env_steps = 0
+        self.updates = 0  # gradients applied, predecessors' included whose state was restored
         self._meter = Meter(clock)
 
     @property
@@ -96,7 +97,7 @@ class ParamSlice:
     def state(self) -> State:
         """Return the values, what moves them, and who was heard."""
         arrays: Columns = {"values": self._values.copy(), "writers": self._writers.table()}
-        own = State(arrays, {"version": self._version, "env_steps": self._env_steps})
+        own = State(arrays, {"version": self._version, "env_steps": self._env_steps, "updates": self.updates})
         return own.and_(self._optimizer.state().within("optimizer"))
 
     def restore(self, state: State) -> None:
@@ -106,7 +107,7 @@ class ParamSlice:
         self._values[...] = state.arrays["values"]
         self._writers.restore(state.arrays["writers"])
         self._version = max(self._version, state.meta["version"])
-        self._env_steps = state.meta["env_steps"]
+        self._env_steps, self.updates = state.meta["env_steps"], state.meta["updates"]
 
     def stats(self) -> dict[str, Any]:
         """Return what was applied, what was not and why, and how late it came."""
@@ -127,4 +128,5 @@ class ParamSlice:
             return "stale"
         self._optimizer.step(push.gradient, weight * rate)
         self._version += 1
+        self.updates += 1
         return ""

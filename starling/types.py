@@ -355,3 +355,10 @@ class GradientSink(Protocol):
 
     def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
         """Return the newest parameters that have come, or None if no slice is newer; `[size]`, perhaps read-only."""
+
+
+class ValueSource(Protocol):
+    """Where all parameters are read together, however many slices hold them."""
+
+    def fetch(self, newer_than: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Return `(version, values)`, the version that of the slice furthest behind, or None if that is not newer."""

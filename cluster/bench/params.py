@@ -10,7 +10,7 @@ import ray
 from cluster.bench import gradients
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.on_ray import idle, round_trip, started_ray
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.processes import ParamProcess
 from cluster.roles import build_param_server
 from starling import wire
@@ -20,7 +20,7 @@ SIZE = 1_700_000  # the Nature CNN's; smaller networks travel in the answer itse
 VERSION = 1
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the milliseconds of both fetches, and the pushes per second of two sizes."""
     params = Params(Layout((("weights", (SIZE,)),)), np.ones(SIZE, np.float32))
     with started_ray():

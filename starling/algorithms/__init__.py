@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from starling.algorithms.a3c import A3c, A3cConfig
+from starling.algorithms.async_q import AsyncQ, AsyncQConfig
 from starling.algorithms.dqn import Dqn, DqnConfig
 from starling.types import Algorithm
 
@@ -17,6 +19,10 @@ class Choice(NamedTuple):
     topology: Topology
 
 
-ALGORITHMS = {"dqn": Choice(DqnConfig, Dqn, "replay")}
+ALGORITHMS = {
+    "dqn": Choice(DqnConfig, Dqn, "replay"),
+    "a3c": Choice(A3cConfig, A3c, "gradients"),
+    "async_q": Choice(AsyncQConfig, AsyncQ, "gradients"),
+}
 
 __all__ = ["ALGORITHMS", "Choice", "Topology"]
