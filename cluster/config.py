@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_origin
 
 from actors.config import PlayConfig
 from actors.envs import EnvConfig
@@ -159,9 +159,21 @@ def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[
     """
     below = read_layers(source)
     cls = config_type(below)
+    _refuse_other_sections(cls, below, flags)
     named = any(flag.key == "algorithm.name" for flag in flags)
     check(not named, "algorithm.name must be set in a file, since it says which settings there are, got a flag")
     return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
+
+
+def _refuse_other_sections(cls: Any, below: Sequence[Layer], flags: Sequence[Flag]) -> None:
+    """Say of a section that only runs of other topologies have that this one has none."""
+    own = {field.name for field in fields(get_origin(cls))}
+    others = {field.name for tree in TREES.values() for field in fields(tree)} - own
+    found = [(section, layer.origin) for layer in below for section in layer.values]
+    found += [(flag.key.removeprefix("no_").partition(".")[0], f"flag {flag.name}") for flag in flags]
+    for section, origin in found:
+        there = ", ".join(name for name in (*ORDER, "evaluator", "goal", "checkpoint") if name in own)
+        check(section not in others, f"sections must be of {there} for this algorithm, got {section} (from {origin})")
 
 
 def parse(text: str) -> Config[Any]:

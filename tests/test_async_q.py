@@ -68,7 +68,7 @@ def test_the_target_is_a_copy_of_the_first_version_seen_after_its_turn() -> None
 def test_several_actions_at_once_are_refused_in_one_sentence() -> None:
     spec = Spec(env="Two", obs=ArraySpec((3,), "float32"), action=ArraySpec((2,), "int64"), choices=(2, 3))
 
-    with pytest.raises(ConfigError, match="algorithm async-q needs discrete actions; Two has several actions at once"):
+    with pytest.raises(ConfigError, match="algorithm async_q needs discrete actions; Two has several actions at once"):
         AsyncQ(AsyncQConfig()).networks(spec)
 
 

@@ -1,5 +1,6 @@
 """Runs of the gradients topology in one process: what they learn is what a plain loop learns, however they are cut."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from cluster.config import Config, load
 from cluster.local import run_local
 from cluster.report import CheckpointDue, Event, Outcome
 from cluster.resume import resumed
-from cluster.roles import FRESH, PARAMS, Start, actor_seed, build_algorithm, seed_of
+from cluster.roles import FRESH, PARAMS, Start, actor_seed, build_algorithm, build_slice, seed_of
 from cluster.run_folder import Run
 from starling.batches import batch_of
 from starling.config import Layer
 from starling.metrics import Meter, no_clock
-from starling.networks.arrays import first_params
+from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
 from starling.networks.modules import build_modules
 from starling.params import Layout, Params
-from starling.types import Place
+from starling.state import pack_state, unpack_state
+from starling.types import Place, Push
 from tests.test_resume import KilledError, keep
 
 UPDATES = 500
@@ -185,6 +187,37 @@ def test_a_checkpoint_holds_the_policy_alone_for_those_who_act() -> None:
     assert all(name.startswith("policy.") for name, _ in due[0].params.layout.entries)
     assert isinstance(due[0].params.layout, Layout)
     assert set(policy) == {"policy"}
+
+
+def test_a_slice_that_is_replaced_goes_on_from_its_last_state_under_higher_versions() -> None:
+    config = short(params={"slices": 2})
+    spec = measure_spec(config.env)
+    old = build_slice(config, spec, 1, no_clock)
+    gradient = np.ones(len(old.values), np.float32)
+    push = Push(worker=0, generation=0, step=0, version=0, gradient=gradient, norm=1.0, env_steps=5)
+    old.push(push)
+    newest = pack_state(old.state())
+    old.push(replace(push, step=1))
+
+    new = build_slice(config, spec, 1, no_clock, generation=1, newest=newest)
+
+    assert new.version > old.version
+    np.testing.assert_array_equal(new.values, unpack_state(newest).arrays["values"])
+    assert new.push(push).why == "repeated"
+    assert new.push(replace(push, step=1)).applied  # what the old one knew and the new one does not
+
+
+def test_a_new_run_begins_with_the_arrays_that_it_is_given() -> None:
+    config = short(params={"slices": 3})
+    spec = measure_spec(config.env)
+    layout = layout_of(build_algorithm(config).networks(spec), spec)
+    given = Start(arrays={"policy.heads.logits.bias": np.array([7.0, 8.0], np.float32)})
+
+    values = np.concatenate([build_slice(config, spec, i, no_clock, start=given).values for i in range(3)])
+
+    arrays = Params(layout, values).arrays()
+    assert arrays["policy.heads.logits.bias"].tolist() == [7.0, 8.0]
+    assert abs(arrays["value.heads.value.weight"]).max() < 1.0
 
 
 @pytest.mark.learns

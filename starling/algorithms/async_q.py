@@ -88,7 +88,7 @@ class AsyncQ:
     def networks(self, spec: Spec) -> Mapping[str, Network]:
         """One network with one head."""
         config = self.config
-        return {"q": q_network("async-q", spec, torso_for(spec, config.hidden, config.activation), config.dueling)}
+        return {"q": q_network("async_q", spec, torso_for(spec, config.hidden, config.activation), config.dueling)}
 
     def targets(self) -> Mapping[str, Target]:
         """A copy of Q that stands still between refreshes."""
