@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from actors.copies import Copies, require_finite, seed_numbers
 from starling.errors import EnvError, check
 from starling.metrics import Clock, Meter
-from starling.networks.forward import Forward
+from starling.networks.forward import Forward, Recall
 from starling.params import Params
 from starling.state import State
 from starling.types import Acting, ParamSource, Progress
@@ -143,10 +143,11 @@ class Evaluator:
         count = min(copies.num_copies, config.episodes - first)
         playing = np.arange(copies.num_copies) < count
         returns, lengths = np.zeros(len(playing)), np.zeros(len(playing), np.int64)
+        recall = Recall(self._forward, self._acting.acting(copies.spec), copies.num_copies)
         obs = copies.reset([episode_seed(config.seed, first + i) for i in range(copies.num_copies)])
         for _ in range(config.max_steps):
             self._meter.enter("acting")
-            action = self._acting.greedy(self._forward(obs))
+            action = self._acting.greedy(recall(obs))
             self._meter.enter("stepping")
             step = copies.step(action)
             returns += np.where(playing, step.reward, 0.0)

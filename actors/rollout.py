@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from actors.copies import Copies, Step, require_finite, seed_numbers
 from actors.priorities import Beliefs
 from starling.metrics import Meter
-from starling.networks.forward import Forward
+from starling.networks.forward import Forward, Recall
 from starling.params import Params
 from starling.spec import ArraySpec
 from starling.types import Acting, Array, Columns, Place, Unroll
@@ -40,16 +40,16 @@ class Rollout:
         place: Place,
         seed: np.random.SeedSequence,
         generation: int = 0,
-        with_next_obs: bool = False,
     ) -> None:
         assert place.num_copies == copies.num_copies
         self.place = place
         self._copies = copies
         self._acting = acting
         self._forward = forward
-        self._with_next_obs = with_next_obs
+        self._window = acting.window
         self._explore = acting.explore(place)
         spec = copies.spec
+        self._networks = acting.acting(spec)
         self._extras = dict(acting.columns(spec))
         self._columns = {
             "obs": spec.obs,
@@ -69,7 +69,8 @@ class Rollout:
         self._sequence = 0
         self._age = np.zeros(num_copies, np.int32)
         self._returns = np.zeros(num_copies)
-        self._beliefs = Beliefs(self._acting.window, num_copies)
+        self._recall = Recall(self._forward, self._networks, num_copies)
+        self._beliefs = Beliefs(self._window, num_copies) if self._window else None
 
     def load(self, params: Params) -> None:
         """Act by these parameters from the next step on."""
@@ -85,28 +86,31 @@ class Rollout:
         columns: Columns = {name: np.empty(shape + spec.shape, spec.dtype) for name, spec in self._columns.items()}
         columns["version"].fill(version)
         taken, value = np.zeros((2, *shape), np.float32)
-        endings = Endings()
+        endings, starts = Endings(), Starts()
         judges = True
         for t in range(length):
             meter.enter("acting")
-            outputs = self._forward(self._obs)
+            before = self._recall.state
+            outputs = self._recall(self._obs)
             act = self._acting.act(outputs, self._explore, self._rng)
             columns["obs"][t] = self._obs  # before the step: the vector may write its next one into the same buffer
             columns["action"][t] = act.action
             columns["age"][t] = self._age
             for name in self._extras:
                 columns[name][t] = act.extras[name]
-            if judges := act.taken is not None:
+            if judges := act.taken is not None and self._beliefs is not None:
                 taken[t] = act.taken
                 value[t] = self._acting.value(outputs)
             meter.enter("stepping")
             self._note(t, self._copies.step(act.action), columns, endings)
+            if before:
+                self._remember(t, before, columns, starts)
         meter.enter("priorities")
         final_at, final_obs = endings.at(), endings.final_obs(self._copies.spec.obs)
         config = self._copies.config
         require_finite(config.id, observation=columns["obs"], reward=columns["reward"], last_observation=final_obs)
         columns["reward"] = config.learned_reward(columns["reward"])
-        priorities = self._priorities(columns, taken, value, final_at, final_obs) if judges else None
+        priorities = self._priorities(columns, taken, value, endings) if judges else None
         self._sequence += 1
         return Unroll(
             actor=self.place.actor,
@@ -115,9 +119,11 @@ class Rollout:
             columns=columns,
             final_at=final_at,
             final_obs=final_obs,
-            next_obs=self._obs.copy() if self._with_next_obs else None,
+            next_obs=None if self._window else self._obs.copy(),
             priorities=priorities,
             episodes=endings.episodes(),
+            start_at=starts.at(),
+            starts=starts.states(),
         )
 
     def _note(self, t: int, step: Step, columns: Columns, endings: "Endings") -> None:
@@ -132,18 +138,35 @@ class Rollout:
         if ended.size:
             own: tuple[Array, ...] = self._returns[ended], self._age[ended], self._explore[ended]
             figures = {**step.metrics, **dict(zip(OWN_FIGURES, own, strict=True))}
-            endings.add(t * len(self._age) + ended, step.final_obs, figures)
+            remembered = {name: state[ended] for name, state in self._recall.state.items()}
+            endings.add(t * len(self._age) + ended, step.final_obs, figures, remembered)
             self._returns[ended] = 0.0
             self._age[ended] = 0
 
+    def _remember(self, t: int, before: Columns, columns: Columns, starts: "Starts") -> None:
+        """Keep the states that went into row `t` where a window may begin, and forget where an episode begins."""
+        if self._window:
+            begins = columns["acted"][t] & (columns["age"][t] % self._window.period == 0)
+            copies = np.flatnonzero(begins)
+            starts.add(t * len(begins) + copies, {name: state[copies] for name, state in before.items()})
+        elif t == 0:
+            starts.add(np.arange(len(self._age)), before)
+        fresh = self._age == 0  # also behind a row that only reset, whose observation was the last episode's
+        if fresh.any():
+            self._recall.forget(fresh)
+
     def _priorities(
-        self, columns: Columns, taken: Array, value: Array, final_at: NDArray[np.int64], final_obs: Array
+        self, columns: Columns, taken: Array, value: Array, endings: "Endings"
     ) -> NDArray[np.float32] | None:
+        assert self._beliefs is not None
         terminated, truncated = columns["terminated"], columns["truncated"]
+        final_at = endings.at()
         after = np.zeros(taken.shape, np.float32)
         cut = ~terminated.reshape(-1)[final_at]  # truncated alone: what would have come is still worth something
         if cut.any():
-            after.reshape(-1)[final_at[cut]] = self._acting.value(self._forward(final_obs[cut]))
+            state = {name: states[cut] for name, states in endings.states().items()}
+            outputs, _ = self._forward.recall(endings.final_obs(self._copies.spec.obs)[cut], state)
+            after.reshape(-1)[final_at[cut]] = self._acting.value(outputs)
         rows = {
             **{name: columns[name] for name in ("reward", "terminated", "acted", "age")},
             "ended": terminated | truncated,
@@ -160,12 +183,14 @@ class Endings:
         self._at: list[NDArray[np.int64]] = []
         self._final_obs: list[Array] = []
         self._figures: list[Columns] = []
+        self._states: list[Columns] = []
 
-    def add(self, at: NDArray[np.int64], final_obs: Array, figures: Columns) -> None:
-        """Keep the episodes that end with one step: `at` t * E + e, and figures of each."""
+    def add(self, at: NDArray[np.int64], final_obs: Array, figures: Columns, state: Columns) -> None:
+        """Keep the episodes that end with one step: `at` t * E + e, figures of each, and what it remembered."""
         self._at.append(at)
         self._final_obs.append(final_obs)
         self._figures.append(figures)
+        self._states.append(state)
 
     def at(self) -> NDArray[np.int64]:
         """Return `t * E + e` of every end, ascending."""
@@ -174,6 +199,10 @@ class Endings:
     def final_obs(self, spec: ArraySpec) -> Array:
         """Return the observations after the last steps, `[F, ...]`."""
         return np.concatenate(self._final_obs) if self._final_obs else spec.zeros(0)
+
+    def states(self) -> Columns:
+        """Return what was remembered after the last steps, `[F, ...]`."""
+        return _concatenated(self._states)
 
     def episodes(self) -> Columns:
         """Return every figure as float32 `[F]`, NaN for the episodes that did not have it."""
@@ -185,3 +214,28 @@ class Endings:
             f[name] if name in f else np.full(len(at), np.nan) for f, at in zip(self._figures, self._at, strict=True)
         ]
         return np.concatenate([np.empty(0), *parts], dtype=np.float32)
+
+
+class Starts:
+    """The recurrent state that went into those rows at which a window may begin, gathered as they are played."""
+
+    def __init__(self) -> None:
+        self._at: list[NDArray[np.int64]] = []
+        self._states: list[Columns] = []
+
+    def add(self, at: NDArray[np.int64], states: Columns) -> None:
+        """Keep the states of one row's copies: `at` t * E + e."""
+        self._at.append(at)
+        self._states.append(states)
+
+    def at(self) -> NDArray[np.int64]:
+        """Return `t * E + e` of every state, ascending."""
+        return np.concatenate([np.empty(0, np.int64), *self._at])
+
+    def states(self) -> Columns:
+        """Return the states by network, `[S, ...]`."""
+        return _concatenated(self._states)
+
+
+def _concatenated(parts: list[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -1,6 +1,7 @@
 """Gymnasium's spaces as a Spec, and the translation between an environment's arrays and ours."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -48,40 +49,32 @@ class Spaces:
     """Both spaces of an environment: what its Spec says of them, and how arrays are translated."""
 
     obs: Observed
-    action: Discrete | Box
+    action: Discrete | MultiDiscrete | Box
 
     @staticmethod
     def of(env: str, obs: Space[Any], action: Space[Any]) -> "Spaces":
         """Describe a single copy's spaces, or say which one is not supported and what to do."""
-        if not isinstance(action, Discrete | Box):
+        if not isinstance(action, Discrete | MultiDiscrete | Box):
             raise EnvError(
-                f"environment {env} has actions of the space {type(action).__name__}, but only Discrete and Box can be "
-                "chosen; wrap it in a gymnasium.ActionWrapper that offers one of them and pass that as module:factory"
+                f"environment {env} has actions of the space {type(action).__name__}, but only Discrete, "
+                "MultiDiscrete and Box can be chosen; wrap it in a gymnasium.ActionWrapper that offers one of them and "
+                "pass that as module:factory"
             )
         return Spaces(observed(env, obs), action)
 
     def spec(self, env: str, max_episode_steps: int | None) -> Spec:
         """Return the Spec that every role is given."""
         obs, classes, _ = self.obs
-        space = self.action
-        if isinstance(space, Discrete):
-            return Spec(
-                env=env,
-                obs=obs,
-                classes=classes,
-                action=ArraySpec((), "int64"),
-                num_actions=int(space.n),
-                max_episode_steps=max_episode_steps,
-            )
-        return Spec(
-            env=env,
-            obs=obs,
-            classes=classes,
-            action=ArraySpec(space.shape, "float32"),
-            low=tuple(float(x) for x in space.low.flat),
-            high=tuple(float(x) for x in space.high.flat),
-            max_episode_steps=max_episode_steps,
-        )
+        spec = partial(Spec, env=env, obs=obs, classes=classes, max_episode_steps=max_episode_steps)
+        match self.action:
+            case Discrete() as space:
+                return spec(action=ArraySpec((), "int64"), num_actions=int(space.n))
+            case MultiDiscrete() as space:
+                choices = tuple(int(n) for n in space.nvec.flat)
+                return spec(action=ArraySpec((len(choices),), "int64"), choices=choices)
+            case space:
+                low, high = (tuple(float(x) for x in bound.flat) for bound in (space.low, space.high))
+                return spec(action=ArraySpec((prod(space.shape),), "float32"), low=low, high=high)
 
     def read(self, raw: Any) -> Array:
         """Return observations as ours; the same memory where nothing has to change."""
@@ -105,7 +98,9 @@ class Spaces:
         """Return actions as the environment wants them: [-1, 1] stretched to a box, integers counted from its start."""
         space = self.action
         if isinstance(space, Box):
-            action = stretched(action, space.low, space.high)
+            action = stretched(action.reshape(-1, *space.shape), space.low, space.high)
+        elif isinstance(space, MultiDiscrete):
+            action = action.reshape(-1, *space.shape) + space.start
         elif space.start:
             action = action + space.start
         return action.astype(space.dtype, copy=False)

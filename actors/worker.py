@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.config import PlayConfig
 from actors.rollout import Rollout
 from starling.errors import check
 from starling.metrics import Clock, Meter
@@ -15,19 +16,16 @@ MAX_UNTOLD = 4_096  # unrolls whose episodes wait to be asked for; of a supervis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActorConfig:
+class ActorConfig(PlayConfig):
     """How many actors there are and how each of them works."""
 
-    num: int = 1
-    """actors"""
     unroll_length: int = 16
     """steps of every copy that are sent together"""
     fetch_every: int = 0
     """env steps between looks for newer parameters; 0: before every unroll"""
 
     def __post_init__(self) -> None:
-        check(self.num >= 1, f"actor.num must be >= 1, got {self.num}")
-        check(self.unroll_length >= 1, f"actor.unroll_length must be >= 1, got {self.unroll_length}")
+        PlayConfig.__post_init__(self)  # slots: super() would mean the class before they were made
         check(self.fetch_every >= 0, f"actor.fetch_every must be >= 0, got {self.fetch_every}")
 
 

@@ -5,21 +5,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gymnasium.spaces import Box
+
 from actors.envs import make_copies
 from actors.spaces import Spaces
 from cluster.checkpoints import Which
 from cluster.config import Config, load
 from cluster.roles import build_algorithm
 from cluster.run_folder import find_run, load_params
-from starling.networks.description import Network
-from starling.networks.forward import build_forward
+from starling.errors import check
+from starling.networks.description import Network, state_specs
+from starling.networks.forward import Recall, build_forward
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Array
+from starling.types import Array, Outputs
 
 
 class Policy:
-    """A checkpoint's networks, acting greedily on observations as the environment gives them."""
+    """A checkpoint's networks, acting greedily on observations as the environment gives them.
+
+    One that remembers takes each call for the next step of the same copies, until it is told to `forget`.
+    """
 
     def __init__(self, config: Config[Any], params: Params) -> None:
         copies = make_copies(replace(config.env, copies=1))
@@ -32,15 +39,32 @@ class Policy:
         self.networks: Mapping[str, Network] = self._algorithm.acting(self.spec)
         self.forward = build_forward(self.networks, self.spec)
         self.forward.load(params)
+        self._recall: Recall | None = None
 
     def act(self, obs: Any) -> Array:
         """Return the action for one observation, or for each of `[E, ...]`, as the environment takes it."""
         observed = self._spaces.read(obs)
         single = observed.shape == self.spec.obs.shape
-        outputs = self.forward(observed[None] if single else observed)
+        outputs = self._outputs(observed[None] if single else observed)
         action = self._spaces.write(self._algorithm.greedy(outputs))
         taken: Array = action[0] if single else action
         return taken
+
+    def forget(self, copies: Any = None) -> None:
+        """Begin new episodes, in all copies or in those that `[E]` says; only a policy that remembers needs it."""
+        if copies is None:
+            self._recall = None
+        elif self._recall is not None:
+            self._recall.forget(np.asarray(copies, np.bool_))
+
+    def _outputs(self, observed: Array) -> Outputs:
+        if not state_specs(self.networks):
+            return self.forward(observed)
+        if self._recall is None:
+            self._recall = Recall(self.forward, self.networks, len(observed))
+        known = len(next(iter(self._recall.state.values())))
+        check(known == len(observed), f"obs must be of the same {known} copies until forget(), got {len(observed)}")
+        return self._recall(observed)
 
     @property
     def offset(self) -> Array | None:
@@ -48,9 +72,16 @@ class Policy:
         return self._spaces.obs.offset
 
     @property
-    def first_action(self) -> int:
-        """The environment's number for action 0."""
-        return int(getattr(self._spaces.action, "start", 0))
+    def first_action(self) -> int | list[int]:
+        """The environment's number for action 0, of each where several are taken at once."""
+        first: list[int] = np.asarray(getattr(self._spaces.action, "start", 0)).reshape(-1).tolist()
+        return first if self.spec.choices else first[0]
+
+    @property
+    def box(self) -> dict[str, Array]:
+        """The bounds `low` and `high` of a continuous action; nothing for others."""
+        space = self._spaces.action
+        return {"low": space.low, "high": space.high} if isinstance(space, Box) else {}
 
 
 @dataclass(frozen=True, slots=True)

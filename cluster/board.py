@@ -15,6 +15,8 @@ from cluster.report import EvaluationDone, Outcome, Sample
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 12  # of a sparkline
+REFUSED = {"pushes_stale": "stale", "pushes_not_finite": "not finite"}
+"""What slices count of gradients that moved nothing, and how it is said; repeated ones moved something before"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +56,13 @@ class Board:
         self._row(
             table, f"actors x{counts.get('actor', 0)}", figures.env_steps_per_s, "steps/s", time_of(figures, "actor")
         )
-        self._row(
-            table,
-            f"replay x{counts.get('replay_server', 0)}",
-            figures.windows_per_s,
-            "windows/s",
-            self._replay(sample, figures),
-        )
-        self._row(table, "learner", figures.updates_per_s, "updates/s", learner_line(figures))
+        if is_replayed(sample):
+            shards = f"replay x{counts.get('replay_server', 0)}"
+            self._row(table, shards, figures.windows_per_s, "windows/s", self._replay(sample, figures))
+            self._row(table, "learner", figures.updates_per_s, "updates/s", learner_line(figures))
+        else:
+            slices = f"slices x{counts.get('param_server', 0)}"
+            self._row(table, slices, figures.updates_per_s, "pushes/s", slices_line(sample, figures))
         last = number(self.returns[-1]) if self.returns else "-"
         table.add_row("return", Text(last, "bold"), sparkline(self.returns), self._returns())
         title = f"{self.subject.path.name}  {clock(sample.elapsed_s)}  {count(sample.env_steps)} steps"
@@ -92,7 +93,7 @@ def plain_line(sample: Sample, figures: Figures, evaluation: EvaluationDone | No
             clock(sample.elapsed_s),
             f"{sample.env_steps:,} steps ({number(figures.env_steps_per_s)}/s)",
             f"{sample.updates:,} updates ({number(figures.updates_per_s)}/s)",
-            f"samples per insert {decimal(figures.samples_per_insert)}",
+            f"samples per insert {decimal(figures.samples_per_insert)}" if is_replayed(sample) else "",
             lag(figures),
             degraded(figures),
             f"return {number(evaluation.mean)}" if evaluation else "",
@@ -128,6 +129,18 @@ def time_of(figures: Figures, kind: str) -> str:
 def learner_line(figures: Figures) -> str:
     """Say how old what the learner learns from is, and where its time goes."""
     return joined(lag(figures), time_of(figures, "learner"))
+
+
+def slices_line(sample: Sample, figures: Figures) -> str:
+    """Say how late gradients come, how many moved nothing, and where the slices' time goes."""
+    refused = [(total(sample.roles, name), why) for name, why in REFUSED.items()]
+    counted = (f"{count(number)} {why}" for number, why in refused if number)
+    return joined(lag(figures), *counted, time_of(figures, "param_server"))
+
+
+def is_replayed(sample: Sample) -> bool:
+    """Whether the run's steps are learned from through a replay."""
+    return "replay_server" in kinds(sample.roles)
 
 
 def lag(figures: Figures) -> str:

@@ -4,17 +4,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
-from cluster.config import Config
+from cluster.config import Config, GradientsRun, ReplayRun
 from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.roles import build_algorithm
 from replay_server.journal import BACKLOG_BYTES
 from replay_server.storage import MAX_ROWS, columns_of, row_bytes
 from starling.errors import check
-from starling.networks.description import Mlp, num_params
+from starling.networks.arrays import num_params
+from starling.networks.description import Mlp
 from starling.spec import ArraySpec, Spec
 from starling.windows import Window
 
@@ -26,6 +27,7 @@ LOCAL_BYTES = 150 * MB  # a run's only process, torch and replay left out
 UNROLLS_PER_ACTOR = 3  # one that is played, and two that are not acknowledged yet
 COPIES_IN_LEARNER = 8  # of the parameters: networks, targets, gradients, the optimizer's, versions and checkpoints
 COPIES_ELSEWHERE = 2
+COPIES_IN_SLICES = 16  # values, moments and what is in between; the supervisor's copy of each, and a checkpoint's
 INDEX_BYTES = 2 * 12  # of a row in a snapshot's index: its mass and its draws, once as they are and once packed
 STORE_MARGIN = 1.25  # Ray's store fragments, and spills to the disk before it is full
 SHM = Path("/dev/shm")
@@ -79,33 +81,76 @@ class Plan:
     def __str__(self) -> str:
         """Return the arithmetic as people read it."""
         others = f"{_size(self.other_bytes)} for {_count(self.processes, 'process')} and what is under way"
-        return f"{_size(self.total_bytes)}: {_replay(self)}, {others}"
+        return f"{_size(self.total_bytes)}: {_replay(self)}, {others}" if self.shards else others
 
 
 def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     """Return what a run of these settings will hold."""
     algorithm = build_algorithm(config)
-    window, columns, networks = algorithm.window, columns_of(spec, algorithm.columns(spec)), algorithm.acting(spec)
-    row, replay, learner = row_bytes(columns, window), config.replay, config.learner
-    rows = replay.shard_rows(row)
-    steps = config.actor.unroll_length * config.env.copies
+    needs = Needs(
+        row_bytes=row_bytes(columns_of(spec, algorithm.columns(spec)), algorithm.window),
+        param_bytes=4 * sum(num_params(network, spec) for network in algorithm.networks(spec).values()),
+        acts_by_torch=not all(isinstance(network.torso, Mlp) for network in algorithm.acting(spec).values()),
+    )
+    if isinstance(config, ReplayRun):
+        return _plan_replay(config, spec, needs)
+    assert isinstance(config, GradientsRun)
+    return _plan_gradients(config, needs)
+
+
+class Needs(NamedTuple):
+    """What an algorithm needs in an environment, in every topology."""
+
+    row_bytes: int
+    param_bytes: int  # of all networks, once
+    acts_by_torch: bool
+
+
+def _plan_replay(config: ReplayRun[Any], spec: Spec, needs: Needs) -> Plan:
+    algorithm, replay, learner = build_algorithm(config), config.replay, config.learner
+    assert algorithm.window is not None, "only windows are replayed"
+    rows = replay.shard_rows(needs.row_bytes)
     windows = learner.batch_size * learner.batches_per_request * (learner.requests_ahead + 1)
-    params = 4 * sum(num_params(network, spec) for network in algorithm.networks(spec).values())
     processes = replay.shards + config.actor.num + 3 if config.runtime == "ray" else 1
-    torch = 1 if processes == 1 or all(isinstance(n.torso, Mlp) for n in networks.values()) else config.actor.num + 2
-    base = RAY_BYTES + processes * ROLE_BYTES if config.runtime == "ray" else LOCAL_BYTES
+    torch = config.actor.num + 2 if needs.acts_by_torch else 1
     return Plan(
         shards=replay.shards,
         rows=rows,
-        row_bytes=row,
+        row_bytes=needs.row_bytes,
         keeping_bytes=replay.shards * (BACKLOG_BYTES + rows * INDEX_BYTES) if replay.durability != "none" else 0,
         processes=processes,
-        process_bytes=base + torch * TORCH_BYTES,
-        unroll_bytes=2 * UNROLLS_PER_ACTOR * config.actor.num * steps * row,
-        sample_bytes=2 * windows * window_bytes(window, columns, {}),
-        param_bytes=params * (COPIES_IN_LEARNER + COPIES_ELSEWHERE * processes),
+        process_bytes=_process_bytes(config, processes, torch),
+        unroll_bytes=2 * UNROLLS_PER_ACTOR * _unrolls_bytes(config, needs),
+        sample_bytes=2 * windows * window_bytes(algorithm.window, columns_of(spec, algorithm.columns(spec)), {}),
+        param_bytes=needs.param_bytes * (COPIES_IN_LEARNER + COPIES_ELSEWHERE * processes),
         uses_ray=config.runtime == "ray",
     )
+
+
+def _plan_gradients(config: GradientsRun[Any], needs: Needs) -> Plan:
+    processes = config.params.slices + config.actor.num + 1 if config.runtime == "ray" else 1
+    return Plan(
+        shards=0,
+        rows=0,
+        row_bytes=needs.row_bytes,
+        keeping_bytes=0,
+        processes=processes,
+        process_bytes=_process_bytes(config, processes, config.actor.num + needs.acts_by_torch),
+        unroll_bytes=2 * _unrolls_bytes(config, needs),  # as it was played, and as a batch
+        sample_bytes=0,
+        param_bytes=needs.param_bytes * (COPIES_IN_LEARNER * config.actor.num + COPIES_IN_SLICES),
+        uses_ray=config.runtime == "ray",
+    )
+
+
+def _process_bytes(config: Config[Any], processes: int, with_torch: int) -> int:
+    if config.runtime == "local":
+        return LOCAL_BYTES + TORCH_BYTES
+    return RAY_BYTES + processes * ROLE_BYTES + with_torch * TORCH_BYTES
+
+
+def _unrolls_bytes(config: Config[Any], needs: Needs) -> int:
+    return config.actor.num * config.actor.unroll_length * config.env.copies * needs.row_bytes
 
 
 def window_bytes(window: Window, columns: Mapping[str, ArraySpec], starts: Mapping[str, ArraySpec]) -> int:
@@ -121,6 +166,9 @@ def refuse_what_does_not_fit(plan: Plan, available: int, shm_free: int | None) -
         plan.rows <= MAX_ROWS,
         f"replay.capacity must be <= {MAX_ROWS} steps in each shard, got {plan.rows}",
     )
+    if not plan.shards:
+        _refuse_too_many_workers(plan, available, shm_free)
+        return
     check(
         plan.total_bytes <= available,
         f"replay.capacity must fit the memory: {_replay(plan)} and {_size(plan.other_bytes)} for "
@@ -134,6 +182,19 @@ def refuse_what_does_not_fit(plan: Plan, available: int, shm_free: int | None) -
         f"learner.requests_ahead must be small enough for {SHM}: unrolls, batches and parameters under way need "
         f"{_size(plan.store_bytes)} there, but {_size(shm_free)} is free; lower learner.batches_per_request, or give "
         f"a container more by --shm-size",
+    )
+
+
+def _refuse_too_many_workers(plan: Plan, available: int, shm_free: int | None) -> None:
+    check(
+        plan.total_bytes <= available,
+        f"actor.num must fit the memory: {plan} are needed, but {_size(available)} is available; have fewer actors",
+    )
+    fits = not plan.uses_ray or shm_free is None or plan.store_bytes <= max(shm_free, OBJECT_STORE_BYTES)
+    check(
+        fits,
+        f"actor.num must be small enough for {SHM}: gradients and parameters under way need "
+        f"{_size(plan.store_bytes)} there, but {_size(shm_free or 0)} is free; have fewer actors",
     )
 
 

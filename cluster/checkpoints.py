@@ -231,7 +231,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the bytes of each file: parameters, the rest of the learner, and all other roles."""
+    """Return the bytes of each file: parameters, the rest of the learner if there is one, and all other roles."""
     files: dict[str, Any] = {PARAMS: save_tensors(checkpoint.params.arrays())}
     if not checkpoint.states:
         return files
@@ -258,9 +258,10 @@ def _whole(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
     try:
         others = unpack_state(_trusted(path, manifest, ROLES))
         states = {name: others.under(name) for name in others.meta}
-        arrays: Columns = load_tensors(bytes(_trusted(path, manifest, LEARNER)))
-        acting = {NETWORKS + name: array for name, array in params.arrays().items()}
-        states[THE_LEARNER] = State({**acting, **arrays}, states[THE_LEARNER].meta)
+        if THE_LEARNER in states:
+            arrays: Columns = load_tensors(bytes(_trusted(path, manifest, LEARNER)))
+            acting = {NETWORKS + name: array for name, array in params.arrays().items()}
+            states[THE_LEARNER] = State({**acting, **arrays}, states[THE_LEARNER].meta)
         for file in manifest["sha256"]:
             if file.startswith("replay-"):  # of schema 1
                 shard = file.removeprefix("replay-").removesuffix(".codec")

@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_origin
 
+from actors.config import PlayConfig
 from actors.envs import EnvConfig
 from actors.evaluator import EvaluatorConfig
 from actors.worker import ActorConfig
 from learner.config import LearnerConfig
+from param_server.config import SliceConfig
 from replay_server.config import ReplayConfig
-from starling.algorithms import ALGORITHMS
+from starling.algorithms import ALGORITHMS, Topology
 from starling.config import Layer, build, did_you_mean, parse_toml, read_toml, shown
-from starling.errors import ConfigError, check
+from starling.errors import ConfigError, UsageError, check
 from starling.flags import Flag, layers
 from starling.toml import as_table, to_toml
 
@@ -55,7 +57,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Generic[A]):
-    """One run: what is learned, by whom, and until when. Checks between sections stand here."""
+    """One run: what is learned, by whom, and until when. What runs of every topology have."""
 
     seed: int = 0
     """all randomness of the run follows from it"""
@@ -63,15 +65,25 @@ class Config(Generic[A]):
     """ray: each role a process; local: every role in this one, scheduled by counts, repeatable"""
     env: EnvConfig
     algorithm: A
-    actor: ActorConfig = field(default_factory=ActorConfig)
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    actor: PlayConfig = field(default_factory=PlayConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     goal: GoalConfig = field(default_factory=GoalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayRun(Config[A]):
+    """A run whose learner samples what actors insert into a replay. Checks between its sections stand here."""
+
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
         capacity, shards, batch = self.replay.capacity, self.replay.shards, self.learner.batch_size
         _at_most("learner.batch_size", batch, "replay.capacity", capacity)
         _at_most("replay.min_windows", self.replay.min_windows, "replay.capacity", capacity)
@@ -82,6 +94,27 @@ class Config(Generic[A]):
             f"replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = {unrolls}, "
             f"got {capacity}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientsRun(Config[A]):
+    """A run whose actors push gradients to slices of the parameters: it has neither replay nor learner."""
+
+    params: SliceConfig = field(default_factory=SliceConfig)
+
+
+TREES: dict[Topology, type[Config[Any]]] = {"replay": ReplayRun, "gradients": GradientsRun}
+"""The tree of settings of a run of each topology"""
+
+ORDER = ("env", "algorithm", "actor", "replay", "learner", "params")
+"""In which sections are written, before all others: along the way of a step"""
+
+
+def with_replay(config: Config[Any], what: str) -> ReplayRun[Any]:
+    """Return the settings of a run that has a replay, or say that `what` knows no other."""
+    if not isinstance(config, ReplayRun):
+        raise UsageError(f"{what} must be of an algorithm with a replay; {algorithm_name(config)} has none")
+    return config
 
 
 class Preset(NamedTuple):
@@ -126,9 +159,21 @@ def load(source: str, flags: Sequence[Flag] = (), *extra: Layer, also: Iterable[
     """
     below = read_layers(source)
     cls = config_type(below)
+    _refuse_other_sections(cls, below, flags)
     named = any(flag.key == "algorithm.name" for flag in flags)
     check(not named, "algorithm.name must be set in a file, since it says which settings there are, got a flag")
     return build(cls, *_without_name(below), *layers(flags, cls, also), *extra)
+
+
+def _refuse_other_sections(cls: Any, below: Sequence[Layer], flags: Sequence[Flag]) -> None:
+    """Say of a section that only runs of other topologies have that this one has none."""
+    own = {field.name for field in fields(get_origin(cls))}
+    others = {field.name for tree in TREES.values() for field in fields(tree)} - own
+    found = [(section, layer.origin) for layer in below for section in layer.values]
+    found += [(flag.key.removeprefix("no_").partition(".")[0], f"flag {flag.name}") for flag in flags]
+    for section, origin in found:
+        there = ", ".join(name for name in (*ORDER, "evaluator", "goal", "checkpoint") if name in own)
+        check(section not in others, f"sections must be of {there} for this algorithm, got {section} (from {origin})")
 
 
 def parse(text: str) -> Config[Any]:
@@ -162,8 +207,9 @@ def config_type(tables: Sequence[Layer]) -> Any:
     known = isinstance(name, str) and name in ALGORITHMS
     near = did_you_mean(name, ALGORITHMS) if isinstance(name, str) else ""
     check(known, f"algorithm.name must be one of {', '.join(ALGORITHMS)}, got {shown(name)} (from {origin}){near}")
-    tree: Any = Config
-    return tree[ALGORITHMS[name].config]
+    choice = ALGORITHMS[name]
+    tree: Any = TREES[choice.topology]
+    return tree[choice.config]
 
 
 def algorithm_name(config: Config[Any]) -> str:
@@ -171,12 +217,17 @@ def algorithm_name(config: Config[Any]) -> str:
     return next(name for name, entry in ALGORITHMS.items() if entry.config is type(config.algorithm))
 
 
+def topology_of(config: Config[Any]) -> Topology:
+    """Return where unrolls go for the algorithm to learn."""
+    return ALGORITHMS[algorithm_name(config)].topology
+
+
 def dump(config: Config[Any]) -> str:
     """Write the resolved settings as TOML, from which `load` builds the same tree."""
     table = as_table(config)
     section = table["algorithm"]
     table["algorithm"] = type(section)({"name": algorithm_name(config)} | section)
-    return to_toml(table)
+    return to_toml({name: table[name] for name in ORDER if name in table} | table)
 
 
 def _without_name(tables: Sequence[Layer]) -> list[Layer]:

@@ -11,13 +11,14 @@ import numpy as np
 
 from cluster.api import Policy
 from starling.errors import CodecError, UsageError
-from starling.networks.description import Dueling, Mlp, Network
+from starling.networks.description import Dueling, Lone, Mlp, Network
 from starling.networks.numpy_forward import join_streams
 from starling.spec import Spec
 from starling.types import Array
 
 CONVS = ((0, 4), (2, 2), (4, 1))  # of the Nature CNN: number in its sequence, stride
-BEST_OF = {"q"}  # heads whose largest output is the greedy action
+BEST_OF = ("q", "logits", "mean")
+"""How heads begin that say what the greedy action is: the largest output of each, or the mean itself"""
 TOLERANCE = 1e-4
 NEEDED = ("onnx", "onnxscript")
 
@@ -27,8 +28,8 @@ def export_numpy(policy: Policy, output: Path) -> Path:
     loader, text = output.with_suffix(".py"), (resources.files("cluster") / "policy_loader.py").read_bytes()
     if loader.exists() and not (loader.is_file() and loader.read_bytes() == text):
         raise UsageError(f"output must leave {loader} to its loader, got {output}, beside which it is another file")
-    output.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = dict(arrays(policy))
+    output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:  # savez would append another suffix to a name of the user's own
         np.savez(file, **content)
     loader.write_bytes(text)
@@ -48,18 +49,20 @@ def arrays(policy: Policy) -> dict[str, Array]:
             if isinstance(kind, Dueling):
                 for part in ("weight", "bias"):
                     by_name[f"{prefix}.{part}"] = join_streams(by_name.pop(f"{prefix}.streams.{part}").T).T
-            heads[head] = [*torso_steps(name, network), ["linear", prefix]]
+            lone = ["values", f"{prefix}.values"]
+            heads[head] = [lone] if isinstance(kind, Lone) else [*torso_steps(name, network), ["linear", prefix]]
     spec = policy.spec
     about = {
         "env": spec.env,
         "heads": heads,
         "best_of": best_of(policy.networks),
+        "several": bool(spec.choices),
         "classes": list(spec.classes),
         "bytes": spec.obs.dtype == "uint8",
         "first_action": policy.first_action,
     }
     offset = {} if policy.offset is None else {"offset": policy.offset}
-    return {**by_name, **offset, "about": np.array(json.dumps(about))}
+    return {**by_name, **offset, **policy.box, "about": np.array(json.dumps(about))}
 
 
 def torso_steps(name: str, network: Network) -> list[list[Any]]:
@@ -72,12 +75,14 @@ def torso_steps(name: str, network: Network) -> list[list[Any]]:
     return [*convs, ["linear", f"{name}.torso.linear"], ["relu", ""]]
 
 
-def best_of(networks: Mapping[str, Network]) -> str:
-    """Return the head whose largest output is the greedy action."""
-    heads = [head for network in networks.values() for head in network.heads if head in BEST_OF]
-    if len(heads) != 1:
-        raise UsageError("export knows policies that take the action of the largest Q only; use starling.load_run")
-    return heads[0]
+def best_of(networks: Mapping[str, Network]) -> list[str]:
+    """Return the heads that say what the greedy action is: by their largest output, or by being its mean."""
+    if any(network.memory for network in networks.values()):
+        raise UsageError("export knows policies without a memory only; use starling.load_run, which remembers")
+    heads = [head for network in networks.values() for head in network.heads if head.startswith(BEST_OF)]
+    if not heads:
+        raise UsageError(f"export knows policies with the heads {', '.join(BEST_OF)} only; use starling.load_run")
+    return heads
 
 
 def export_onnx(policy: Policy, output: Path) -> None:
@@ -92,6 +97,7 @@ def export_onnx(policy: Policy, output: Path) -> None:
 
     from cluster.onnx_module import write
 
+    best_of(policy.networks)
     output.parent.mkdir(parents=True, exist_ok=True)
     names = write(policy, output)
     model = onnx.load(output)

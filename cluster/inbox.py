@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.config import Config
+from cluster.config import Config, ReplayRun
 from cluster.roles import build_algorithm
 from replay_server.segments import SUFFIX, Position, SegmentReader, SegmentWriter
 from replay_server.storage import columns_of
@@ -138,7 +138,8 @@ class Inbox:
 def inbox_of(folder: str, config: Config[Any], spec: Spec, note: Callable[..., None], clock: Clock) -> Inbox:
     """Return the inbox of a run whose replay lies in this folder; empty: of one that has none."""
     columns = columns_of(spec, build_algorithm(config).columns(spec))
-    return Inbox(Path(folder) / FOLDER if folder else None, columns, config.replay.shards, note, clock)
+    shards = config.replay.shards if isinstance(config, ReplayRun) else 0
+    return Inbox(Path(folder) / FOLDER if folder and shards else None, columns, shards, note, clock)
 
 
 def deliver(inbox: Path, stem: str, unrolls: Iterable[Unroll]) -> Written:

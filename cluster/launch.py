@@ -4,8 +4,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from cluster.config import Config
-from cluster.roles import FRESH, Start, build_actor, build_evaluator, build_learner, build_param_server, build_shard
+from cluster.config import GradientsRun, ReplayRun
+from cluster.roles import (
+    FRESH,
+    Start,
+    build_actor,
+    build_evaluator,
+    build_learner,
+    build_param_server,
+    build_shard,
+    build_slice,
+    build_slices_evaluator,
+    build_worker,
+)
 from starling.metrics import Clock
 from starling.spec import Spec
 
@@ -16,11 +27,14 @@ class Runtime(Protocol):
     def server(self, kind: str, index: int, build: Callable[..., Any]) -> str:
         """Declare a role that only answers, and return its name."""
 
+    def slice(self, index: int, build: Callable[..., Any]) -> str:
+        """Declare a slice of the parameters, and return its name."""
+
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
         """Declare a role with a loop and the roles that it talks to, and return its name."""
 
 
-def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
+def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
     """Actors insert into shards, the learner samples from all of them, and everybody follows the parameters."""
     shards = [
         runtime.server(
@@ -39,3 +53,16 @@ def replay(runtime: Runtime, config: Config[Any], spec: Spec, clock: Clock, star
         runtime.loop("actor", actor, play, sink=[*shards[own:], *shards[:own]], params=[params])  # its own shard first
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])
+
+
+def gradients(runtime: Runtime, config: GradientsRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
+    """Workers push gradients to slices, each of which moves its part of the parameters and sends it back."""
+    slices = [
+        runtime.slice(part, partial(build_slice, config, spec, part, clock, start=start.only(f"param_server[{part}]")))
+        for part in range(config.params.slices)
+    ]
+    for worker in range(config.actor.num):
+        play = partial(build_worker, config, spec, worker, clock, number=start.past.number)
+        runtime.loop("actor", worker, play, gradients=slices)
+    judge = partial(build_slices_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
+    runtime.loop("evaluator", 0, judge, values=slices)

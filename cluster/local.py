@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.envs import measure_spec
-from cluster import launch
 from cluster.config import Config
 from cluster.contents import SHARD, News
 from cluster.course import Course
@@ -14,10 +13,13 @@ from cluster.inbox import inbox_of
 from cluster.report import Event, Outcome
 from cluster.roles import FRESH, Start, actor_seed
 from cluster.snapshots import snapshot_name
+from cluster.topologies import arrangement_of
+from param_server.local import LocalSlices, LocalValues
 from replay_server.local import LocalReplay, LocalSink
 from starling import wire
 from starling.errors import StuckError
 from starling.metrics import Clock
+from starling.params import Params
 from starling.state import Lasting, State
 from starling.types import Array
 
@@ -34,6 +36,12 @@ class LocalRuntime:
         """Make a role that only answers."""
         name = f"{kind}[{index}]"
         self.roles[name] = build(tell=self._news.append) if kind == SHARD else build()
+        return name
+
+    def slice(self, index: int, build: Callable[..., Any]) -> str:
+        """Make a slice of the parameters."""
+        name = f"param_server[{index}]"
+        self.roles[name] = build()
         return name
 
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
@@ -98,6 +106,10 @@ class LocalRuntime:
         first = self.roles[roles[0]]
         if argument == "source":
             return LocalReplay([self.roles[role] for role in roles])
+        if argument == "gradients":
+            return LocalSlices([self.roles[role] for role in roles])
+        if argument == "values":
+            return LocalValues([self.roles[role] for role in roles])
         if argument == "sink":
             return LocalSink(first, int(roles[0].partition("[")[2].rstrip("]")))
         return first
@@ -111,24 +123,32 @@ def run_local(
     start: Start = FRESH,
 ) -> Outcome:
     """Turn the roles until the goal is reached, a budget is spent, or somebody asks to stop."""
+    arrangement = arrangement_of(config)
     runtime = LocalRuntime()
     spec = measure_spec(config.env)
-    launch.replay(runtime, config, spec, clock, start)
-    (learner,), actors = runtime.of("learner"), runtime.of("actor")
+    arrangement.launch(runtime, config, spec, clock, start)
+    learning, actors = runtime.of(arrangement.learns), runtime.of("actor")
     course = Course(config.goal, report, clock, start.past)
     inbox = inbox_of(start.folder, config, spec, course.note, clock)
+
+    def keep() -> tuple[Params, Mapping[str, State]]:
+        states = runtime.states(snapshot_name(course.number + 1))
+        params = arrangement.params(config, spec, states)
+        course.checkpoint(arrangement.version(states), params, states)
+        return params, states
+
     while inbox.feed(runtime.fill):
         pass  # all of it: a run that begins with recorded data repeats too
     while (reason := course.over(stopped())) is None:
         inbox.feed(runtime.fill)
         runtime.turn()
-        course.advance(sum(actor.env_steps for actor in actors), learner.updates - start.past.updates)
+        updates = min(role.updates for role in learning) - start.past.updates
+        course.advance(sum(actor.env_steps for actor in actors), updates)
         runtime.tell(course)
         if course.checkpoint_due(config.checkpoint.every) and not course.over(stopped=False):
-            states = runtime.states(snapshot_name(course.number + 1))
-            course.checkpoint(learner.version, learner.params(), states)
+            _, states = keep()
             runtime.begin_again(states, config, course.number)
     runtime.tell(course, last=True)
-    course.checkpoint(learner.version, learner.params(), runtime.states(snapshot_name(course.number + 1)))
+    params, _ = keep()
     runtime.close()
-    return course.end(reason, learner.params())
+    return course.end(reason, params)

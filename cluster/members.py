@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from cluster.figures import kind_of
 from cluster.handles import Peer
-from cluster.processes import Beat, LoopProcess, ParamProcess, ShardProcess
+from cluster.processes import Beat, Buffer, LoopProcess, ParamProcess, ShardProcess, SliceProcess
 from starling.errors import RoleError
 from starling.metrics import Clock
 
@@ -55,6 +55,7 @@ class Member:
     down_at: float | None = None
     restarts: deque[float] = field(default_factory=deque)
     before: dict[str, int] = field(default_factory=dict)  # counts of earlier incarnations
+    newest: Buffer | None = None  # state of a slice, as its last beat with one had it
 
 
 class Members:
@@ -76,6 +77,16 @@ class Members:
             return _remote(process).remote(partial(build, generation=generation))
 
         return self._declare(f"{kind}[{index}]", spawn, {})
+
+    def slice(self, index: int, build: Callable[..., Any]) -> str:
+        """Declare a slice of the parameters, and return its name; a successor begins with the last state heard of."""
+        name = f"param_server[{index}]"
+
+        def spawn(generation: int, peers: Mapping[str, list[Peer]]) -> Any:
+            newest = self._members[name].newest
+            return _remote(SliceProcess).remote(partial(build, generation=generation, newest=newest))
+
+        return self._declare(name, spawn, {})
 
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
         """Declare a role with a loop and the roles that it talks to, and return its name."""
@@ -217,6 +228,7 @@ class Members:
                 member.down_at = None
             member.turned_at = now
         member.beat, member.pid = beat, beat.pid
+        member.newest = member.newest if beat.state is None else beat.state
         if first and kind_of(member.name) == INTRODUCED_LATE:
             self._introduce(member)
         limit = HANG_LIMIT_S if beat.beats else START_LIMIT_S

@@ -14,8 +14,16 @@ class Policy:
         self.about = json.loads(str(self.arrays.pop("about")))
 
     def act(self, obs: Any) -> Any:
-        """Return the best action for each observation."""
-        return self.outputs(obs)[self.about["best_of"]].argmax(-1) + self.about["first_action"]
+        """Return the best action for each observation: of the largest output, or the mean stretched to its box."""
+        outputs = self.outputs(obs)
+        if "low" not in self.arrays:
+            best = np.stack([outputs[head].argmax(-1) for head in self.about["best_of"]], -1)
+            return (best if self.about["several"] else best[:, 0]) + self.about["first_action"]
+        low, high = self.arrays["low"], self.arrays["high"]
+        mean = outputs[self.about["best_of"][0]].reshape(-1, *low.shape)
+        with np.errstate(invalid="ignore"):  # infinite bounds, where it is only clipped
+            inside = low + (np.clip(mean, -1, 1) + 1) / 2 * (high - low)
+        return np.where(np.isfinite(high - low), inside, np.clip(mean, low, high))
 
     def outputs(self, obs: Any) -> dict[str, Any]:
         """Return what each head says."""
@@ -35,6 +43,8 @@ class Policy:
                 x = x + self.arrays[f"{name}.bias"][:, None, None]
             elif kind == "linear":
                 x = x.reshape(len(x), -1) @ self.arrays[f"{name}.weight"].T + self.arrays.get(f"{name}.bias", 0)
+            elif kind == "values":
+                x = np.repeat(self.arrays[name][None], len(x), 0)
             else:
                 x = np.maximum(x, 0) if kind == "relu" else np.tanh(x)
         return x

@@ -1,4 +1,4 @@
-"""The three kinds of Ray actor processes: a shard, the parameter server, and a role with a loop."""
+"""The kinds of Ray actor processes: a shard, the parameter server or a slice of it, and a role with a loop."""
 
 import faulthandler
 import os
@@ -15,10 +15,20 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.handles import (
+    Line,
+    Peer,
+    RemoteParams,
+    RemoteParamSink,
+    RemoteReplay,
+    RemoteSink,
+    RemoteSlices,
+    RemoteValues,
+)
 from param_server.server import ParamServer
+from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard
-from starling import wire
+from starling import gradient_wire, wire
 from starling.metrics import Clock
 from starling.state import Lasting, pack_state
 from starling.types import InsertReply, Progress
@@ -31,6 +41,7 @@ WAIT_S = 0.05
 STOP_S = 2.5
 STATE_POLL_S = 0.02
 STATE_S = 2.0
+SLICE_STATE_EVERY_S = 1.0  # what is lost of a slice that dies: the gradients that it applied in this time
 
 
 class Beat(NamedTuple):
@@ -43,6 +54,7 @@ class Beat(NamedTuple):
     error: str = ""  # the role's own exception, with its traceback
     news: Sequence[Any] = ()  # what happened since the last beat, for the run folder
     lost: int = 0  # calls that were never answered
+    state: Buffer | None = None  # of a slice, now and then: what its successor begins with
 
 
 class ShardProcess:
@@ -118,6 +130,35 @@ class ParamProcess:
         return Beat(os.getpid(), self._beats, self._server.stats())
 
 
+class SliceProcess:
+    """A slice of the parameters; each push is answered with its fresh values."""
+
+    def __init__(self, build: Callable[[], ParamSlice]) -> None:
+        self._slice = build()
+        self._beats = 0
+        self._told_at = float("-inf")
+
+    def push(self, push: Buffer) -> Buffer:
+        """Apply a gradient."""
+        return gradient_wire.encode_pushed(self._slice.push(gradient_wire.decode_push(push)))
+
+    def fetch(self, newer_than: int) -> tuple[int, np.ndarray[Any, Any]] | None:
+        """Return newer values; Ray packs them before the next push changes them."""
+        return self._slice.fetch(newer_than)
+
+    def state(self) -> Buffer:
+        """Return what a checkpoint keeps."""
+        return pack_state(self._slice.state())
+
+    def beat(self) -> Beat:
+        """Return what the role did, and once a second all that it is."""
+        self._beats += 1
+        state = None
+        if time.monotonic() - self._told_at >= SLICE_STATE_EVERY_S:
+            state, self._told_at = self.state(), time.monotonic()
+        return Beat(os.getpid(), self._beats, self._slice.stats(), state=state)
+
+
 class Role(Protocol):
     """What a loop process repeats."""
 
@@ -136,15 +177,18 @@ class Teller(Protocol):
         """Return what happened since the last call, for the run folder."""
 
 
-Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
+    "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
+    "values": lambda peers, clock, generation: RemoteValues(peers, clock),
 }
-"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls say themselves who sent them."""
+"""How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
+sent them."""
 
 
 class LoopProcess:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.envs import measure_spec
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.png import Pixels, picture
 from cluster.roles import build_algorithm
 from replay_server.contents import Contents, ShardContents
@@ -22,6 +22,7 @@ from starling.metrics import no_clock
 from starling.recorded import recorded_from, without_oldest
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Unroll
+from starling.windows import Window
 
 Order = Literal["newest", "highest", "oldest"]
 ROW = ArraySpec((), "int64")
@@ -48,11 +49,11 @@ class HeldWindow:
 class Layout:
     """What a run's shards store, and how much of it."""
 
-    config: Config[Any]
+    config: ReplayRun[Any]
     spec: Spec
 
     @staticmethod
-    def of(config: Config[Any]) -> "Layout":
+    def of(config: ReplayRun[Any]) -> "Layout":
         """Return the layout of a run with these settings, whose environment must be there."""
         return Layout(config, measure_spec(config.env))
 
@@ -62,9 +63,16 @@ class Layout:
         return columns_of(self.spec, build_algorithm(self.config).columns(self.spec))
 
     @property
+    def window(self) -> Window:
+        """What is sampled."""
+        window = build_algorithm(self.config).window
+        assert window is not None, "a replay serves windows"
+        return window
+
+    @property
     def row_bytes(self) -> int:
         """What a row costs in memory."""
-        return row_bytes(self.columns, build_algorithm(self.config).window)
+        return row_bytes(self.columns, self.window)
 
     @property
     def capacity(self) -> int:
@@ -137,7 +145,7 @@ class Held:
         assert self.steps is not None, "windows are made of steps"
         columns, ended, first = self.steps.columns, self.steps.ended, self.steps.first
         start = int(np.flatnonzero(columns["obs"] == row)[0])
-        length = build_algorithm(self.layout.config).window.length
+        length = self.layout.window.length
         following = np.flatnonzero(first[start + 1 : start + length])
         stop = start + 1 + int(following[0]) if len(following) else min(start + length, len(first))
         last = stop - 1
@@ -217,9 +225,8 @@ def _lean_shard(layout: Layout) -> ReplayShard:
     """Return a shard of the same rows whose observations are row numbers."""
     replay = layout.config.replay
     config = replace(replay, capacity=layout.capacity * replay.shards, capacity_bytes=0)
-    window = build_algorithm(layout.config).window
     spec = replace(layout.spec, obs=ROW, classes=())
-    return ReplayShard(config, spec, window, {}, np.random.default_rng(0), no_clock)
+    return ReplayShard(config, spec, layout.window, {}, np.random.default_rng(0), no_clock)
 
 
 def _of_rows(index: Any, name: str, oldest: int, end: int) -> NDArray[np.int64]:

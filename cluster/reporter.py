@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.checkpoints import Checkpoint
-from cluster.config import Config
+from cluster.config import Config, ReplayRun
 from cluster.contents import replay_folder
 from cluster.figures import Figures, figures
 from cluster.report import CheckpointDue, EpisodesEnded, EvaluationDone, Event, Noted, Outcome, Sample
@@ -56,7 +56,7 @@ class Reporter:
         self._view = view
         self._scalars = scalars
         self._settings = all_settings(config)
-        self._replay = replay_folder(config.replay, folder.path)
+        self._replay = replay_folder(config.replay, folder.path) if isinstance(config, ReplayRun) else None
         self._keep = config.checkpoint.keep
         self._last: Sample | None = None
         self._owed: dict[bool, CheckpointDue] = {}  # the newest to go on from, and the best parameters alone
@@ -124,7 +124,7 @@ class Reporter:
         path = self._folder.checkpoints.save(saved, best=due.best)
         self._folder.add_event({"event": "checkpoint", **_facts(due), "best": due.best, "path": path.name})
         self._folder.checkpoints.prune(self._keep)
-        if due.states:
+        if due.states and self._replay is not None:
             with suppress(RunError, OSError):  # what cannot be told or removed stays; the next checkpoint tries again
                 prune_unnamed(self._replay, self._folder.checkpoints.snapshots())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.checkpoints import Checkpoint, load_to_resume
-from cluster.config import Config, algorithm_name
+from cluster.config import Config, ReplayRun, algorithm_name
 from cluster.contents import MOVED, SHARD, Contents, replay_folder, shard_states
 from cluster.course import Past
 from cluster.roles import Start, build_algorithm
@@ -16,6 +16,7 @@ from cluster.run_folder import Run, load_params
 from cluster.snapshots import has_snapshots, named_in, require_snapshots
 from replay_server.log import LIVE
 from starling.errors import ConfigError, RunError
+from starling.networks.arrays import layout_of
 from starling.params import Params
 from starling.spec import Spec
 from starling.state import State
@@ -25,10 +26,6 @@ KEEPING = ("replay.durability", "replay.fsync_every_s", "replay.folder")
 FREE = ("goal.", "evaluator.", "checkpoint.", "replay.samples_per_insert", *KEEPING)
 SHARDING = ("replay.shards", "replay.capacity", "replay.capacity_bytes")
 FREE_FOR_RAY = (*FREE, "actor.num", *SHARDING)
-MAY_CHANGE = (
-    f"only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert, {', '.join(KEEPING)} and, with ray, "
-    f"actor.num, {', '.join(SHARDING)} may change"
-)
 CONTENTS: dict[tuple[bool, bool], Contents] = {
     (False, True): "exact",
     (False, False): "newest",
@@ -61,24 +58,42 @@ def refuse_changes(run: Run, old: Config[Any], new: Config[Any]) -> None:
     """Let a run go on only with the settings that its states fit."""
     for key, was, now in _differences(fixed_settings(old), fixed_settings(new)):
         raise ConfigError(
-            f"{key} must stay {was} when {run.name} is resumed, got {now}; {MAY_CHANGE}, "
+            f"{key} must stay {was} when {run.name} is resumed, got {now}; {_may_change(new)}, "
             f"and --init-from {run.name} begins a new run with its parameters"
         )
 
 
+def _may_change(config: Config[Any]) -> str:
+    if not isinstance(config, ReplayRun):
+        return "only goal.*, evaluator.*, checkpoint.* and, with ray, actor.num may change"
+    return (
+        f"only goal.*, evaluator.*, checkpoint.*, replay.samples_per_insert, {', '.join(KEEPING)} and, with ray, "
+        f"actor.num, {', '.join(SHARDING)} may change"
+    )
+
+
 def resumed(run: Run, config: Config[Any], at: str | None = None) -> tuple[Start, str]:
     """Return where a run goes on, and the name of the checkpoint that says so."""
+    if not isinstance(config, ReplayRun):
+        checkpoint = load_to_resume(run.path / "checkpoints", at)
+        return start_of(checkpoint), _checked(checkpoint, run, config)
     folder = replay_folder(config.replay, run.path)
     checkpoint = load_to_resume(run.path / "checkpoints", at, partial(require_snapshots, folder))
-    name = str(checkpoint.facts["name"])
-    for key, was, now in _differences(checkpoint.facts["settings"], fixed_settings(config)):
-        raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
+    name = _checked(checkpoint, run, config)
     exactly = at is not None or config.runtime == "local"
     lost = _why_lost(checkpoint, folder, exactly)
     moves = (folder / MOVED).exists() or _other_shards(checkpoint, config)
     contents: Contents = "new" if lost else CONTENTS[moves, exactly]
     start = start_of(replace(checkpoint, states=_with_all_shards(checkpoint, folder)))
     return replace(start, folder=str(folder), contents=contents, lost=lost), name
+
+
+def _checked(checkpoint: Checkpoint, run: Run, config: Config[Any]) -> str:
+    """Return the name of a checkpoint that was made with these settings."""
+    name = str(checkpoint.facts["name"])
+    for key, was, now in _differences(checkpoint.facts["settings"], fixed_settings(config)):
+        raise RunError(f"{run.path / 'checkpoints' / name} was made with {key} = {was}, and config.toml says {now}")
+    return name
 
 
 def _why_lost(checkpoint: Checkpoint, folder: Path, exactly: bool) -> str:
@@ -103,7 +118,7 @@ def _with_all_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, State]:
     return states
 
 
-def _other_shards(checkpoint: Checkpoint, config: Config[Any]) -> bool:
+def _other_shards(checkpoint: Checkpoint, config: ReplayRun[Any]) -> bool:
     was, now = checkpoint.facts["settings"], all_settings(config)
     return any(was.get(key, now[key]) != now[key] for key in SHARDING)
 
@@ -119,7 +134,7 @@ def taken_from(run: Run, config: Config[Any], spec: Spec) -> Taken:
     """Return the arrays of a run's best networks that fit, or its latest ones before there is a best."""
     best = (run.path / "checkpoints" / "BEST").exists()
     given, _ = load_params(run, "best" if best else "latest")
-    wanted = dict(_layout(config, spec))
+    wanted = dict(layout_of(build_algorithm(config).networks(spec), spec).entries)
     arrays = {name: array for name, array in given.arrays().items() if wanted.get(name) == array.shape}
     if not arrays:
         raise RunError(
@@ -127,14 +142,6 @@ def taken_from(run: Run, config: Config[Any], spec: Spec) -> Taken:
             f"{', '.join(f'{name} {shape}' for name, shape in wanted.items())}"
         )
     return Taken(arrays, [name for name in wanted if name not in arrays])
-
-
-def _layout(config: Config[Any], spec: Spec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    from starling.networks.modules import build_modules  # torch: only for those who ask
-
-    for name, module in build_modules(build_algorithm(config).networks(spec), spec).items():
-        for parameter, tensor in module.named_parameters():
-            yield f"{name}.{parameter}", tuple(tensor.shape)
 
 
 def _listed(params: Params) -> str:

@@ -9,32 +9,46 @@ import numpy as np
 
 from actors.envs import make_copies
 from actors.evaluator import Evaluator
+from actors.gradients import GradientWorker
 from actors.rollout import Rollout
 from actors.worker import Actor
-from cluster.config import Config, algorithm_name
+from cluster.config import Config, GradientsRun, ReplayRun, algorithm_name
 from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
 from param_server.server import ParamServer
+from param_server.slices import ParamSlice, cut
 from replay_server.durable import DurableShard
 from replay_server.router import Router
 from replay_server.shard import ReplayShard
 from starling.algorithms import ALGORITHMS
 from starling.metrics import Clock
+from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
-from starling.params import Params
+from starling.params import Layout, Params
 from starling.spec import Spec
-from starling.state import State
-from starling.types import Algorithm, Columns, ParamSink, ParamSource, Place, ReplaySink, ReplaySource
+from starling.state import State, unpack_state
+from starling.types import (
+    Algorithm,
+    Array,
+    Columns,
+    GradientSink,
+    ParamSink,
+    ParamSource,
+    Place,
+    ReplaySink,
+    ReplaySource,
+    ValueSource,
+)
 
-ACTOR, SHARD, ROUTER, LEARNER = range(4)
+ACTOR, SHARD, ROUTER, LEARNER, PARAMS = range(5)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
-VERSION_GAP = 1 << 20  # versions that no learner publishes before it dies: those of its successor are above them
+VERSION_GAP = 1 << 20  # versions that are never reached between a state and a death: a successor's are above them
 
 
 class Newest(NamedTuple):
-    """Where a learner goes on from that takes a dead one's place."""
+    """Where those who learn go on from when there is no state of theirs."""
 
     version: int
     updates: int
@@ -86,13 +100,6 @@ def seed_of(config: Config[Any], role: int, index: int = 0, generation: int = 0)
     return np.random.SeedSequence(config.seed, spawn_key=(role, index, generation))
 
 
-def acting_params(config: Config[Any], spec: Spec, learner: State) -> Params:
-    """Return of a learner's state what actors need."""
-    prefixes = tuple(f"{name}." for name in build_algorithm(config).acting(spec))
-    networks = learner.under("nets").under("networks").arrays
-    return Params.of({name: array for name, array in networks.items() if name.startswith(prefixes)})
-
-
 def actor_seed(config: Config[Any], index: int, number: int, generation: int = 0) -> tuple[np.random.SeedSequence, int]:
     """Return with which seed and as which generation an actor begins after checkpoint `number`.
 
@@ -103,7 +110,7 @@ def actor_seed(config: Config[Any], index: int, number: int, generation: int = 0
 
 
 def build_shard(
-    config: Config[Any],
+    config: ReplayRun[Any],
     spec: Spec,
     index: int,
     clock: Clock,
@@ -113,6 +120,7 @@ def build_shard(
 ) -> DurableShard:
     """Return shard number `index` with what it is to hold; the keys of no two generations are alike."""
     algorithm = build_algorithm(config)
+    assert algorithm.window is not None, "only windows are replayed"
     rng = np.random.default_rng(seed_of(config, SHARD, index, generation))
     origin = replay.origin(index, generation)
     shard = ReplayShard(config.replay, spec, algorithm.window, algorithm.columns(spec), rng, clock, origin)
@@ -130,7 +138,7 @@ def build_param_server(clock: Clock, generation: int = 0) -> ParamServer:
 
 
 def build_actor(
-    config: Config[Any],
+    config: ReplayRun[Any],
     spec: Spec,
     index: int,
     clock: Clock,
@@ -152,7 +160,7 @@ def build_actor(
 
 
 def build_learner(
-    config: Config[Any],
+    config: ReplayRun[Any],
     spec: Spec,
     clock: Clock,
     source: ReplaySource,
@@ -186,7 +194,7 @@ def build_learner(
     return learner
 
 
-def _newest(params: ParamSource, config: Config[Any]) -> Newest | None:
+def _newest(params: ParamSource, config: ReplayRun[Any]) -> Newest | None:
     """Return what a learner that died had published; None if it published nothing, or its server died with it."""
     for _ in range(NEWEST_TRIES):
         if fresh := params.fetch(newer_than=0):
@@ -194,6 +202,85 @@ def _newest(params: ParamSource, config: Config[Any]) -> Newest | None:
             return Newest(version, version * config.learner.publish_every, published)
         time.sleep(NEWEST_EVERY_S)
     return None
+
+
+def build_slice(
+    config: GradientsRun[Any],
+    spec: Spec,
+    index: int,
+    clock: Clock,
+    generation: int = 0,
+    newest: Array | None = None,
+    start: Start = FRESH,
+) -> ParamSlice:
+    """Return slice number `index`: as it begins, or in the state `newest`, which its predecessor was last heard in."""
+    networks = build_algorithm(config).networks(spec)
+    values = first_params(networks, spec, np.random.default_rng(seed_of(config, PARAMS)))
+    known = start.arrays if start.newest is None else start.newest.params.arrays()
+    for name, array in values.arrays().items():
+        array[...] = known.get(name, array)
+    span = cut(values.layout.size, config.params.slices)[index]
+    made = ParamSlice(config.params, values.buffer[span], clock)
+    if start.newest is not None:
+        made.begin_above(start.newest.version)
+    start.restore(f"param_server[{index}]", made, generation=0)
+    if newest is not None:
+        made.restore(unpack_state(newest))
+    if generation:
+        made.begin_above(made.version + VERSION_GAP)
+    return made
+
+
+def build_worker(
+    config: GradientsRun[Any],
+    spec: Spec,
+    index: int,
+    clock: Clock,
+    gradients: GradientSink,
+    generation: int = 0,
+    number: int = 0,
+) -> GradientWorker:
+    """Return worker number `index` after checkpoint `number`, with environment copies and networks of its own."""
+    import torch  # only processes that differentiate pay for it
+
+    from starling.networks.differentiator import Differentiator
+
+    if config.runtime == "ray":  # in a process of its own
+        torch.set_flush_denormal(True)
+    algorithm = build_algorithm(config)
+    seed, incarnation = actor_seed(config, index, number, generation)
+    rollout = Rollout(
+        make_copies(config.env),
+        algorithm,
+        build_forward(algorithm.acting(spec), spec),
+        Place(index, config.actor.num, config.env.copies),
+        seed,
+        incarnation,
+    )
+    learning = Differentiator(algorithm, spec, seed)
+    clip_norm = float(config.params.clip_norm)
+    return GradientWorker(config.actor, clip_norm, rollout, learning, gradients, incarnation, clock)
+
+
+class OfSlices:
+    """A ParamSource: what actors need of the values that slices hold together."""
+
+    def __init__(self, values: ValueSource, layout: Layout) -> None:
+        self._values = values
+        self._layout = layout
+
+    def fetch(self, newer_than: int) -> tuple[int, Params] | None:
+        """Return `(version, params)`, or None if there is nothing newer."""
+        fresh = self._values.fetch(newer_than)
+        return None if fresh is None else (fresh[0], Params(self._layout, fresh[1][: self._layout.size]))
+
+
+def build_slices_evaluator(
+    config: Config[Any], spec: Spec, clock: Clock, values: ValueSource, generation: int = 0, start: Start = FRESH
+) -> Evaluator:
+    """Return the evaluator of parameters that lie in slices."""
+    source = OfSlices(values, layout_of(build_algorithm(config).acting(spec), spec))
+    return build_evaluator(config, spec, clock, source, generation, start)
 
 
 def build_evaluator(

@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import RayError
 
 from actors.envs import measure_spec
-from cluster import launch, user_folder
-from cluster.config import Config, parse
+from cluster import user_folder
+from cluster.config import Config, ReplayRun, parse, topology_of
 from cluster.contents import SHARD
 from cluster.course import Course, Past
 from cluster.figures import kind_of
@@ -38,10 +38,11 @@ from cluster.ray_node import (
     spilled_bytes,
 )
 from cluster.report import Outcome
-from cluster.roles import Newest, Start, acting_params
+from cluster.roles import Newest, Start
 from cluster.snapshots import snapshot_name
 from cluster.taking import LIMIT_S as SNAPSHOT_LIMIT_S
 from cluster.taking import Snapshot
+from cluster.topologies import arrangement_of
 from starling import wire
 from starling.errors import ClusterError, StarlingError
 from starling.params import Params
@@ -52,9 +53,6 @@ from starling.types import Array
 TICK_S = 0.05
 SERVER_LIMIT_S = 1.0
 STATE_LIMIT_S = 5.0
-KEPT = ("learner", "evaluator")
-"""Kinds of roles that a checkpoint keeps beside the shards. They are asked first: a shard whose snapshot is of later
-knows every window of which the learner's state speaks."""
 LAST_SNAPSHOT_S = 8.0  # when the run ends; everything else waits for it
 SNAPSHOT_POLL_S = 0.01
 RESTORED_BYTES_PER_S = 20e6  # a slow disk's
@@ -79,6 +77,7 @@ class Supervisor:
         self._config = config
         self._spec = spec
         self._inbox = inbox
+        self._arrangement = arrangement_of(config)
         self._retry_at = 0.0
         self._in_no_checkpoint = in_no_checkpoint  # that the shards hold what others held
         self._snapshot: Snapshot | None = None
@@ -104,7 +103,7 @@ class Supervisor:
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
         params = self._keep_at_the_end()
-        if params is None:
+        if params is None and topology_of(self._config) == "replay":
             _, params = self._newest()
         return self._course.end(reason, params)
 
@@ -122,8 +121,9 @@ class Supervisor:
             return
         due = self._in_no_checkpoint or self._course.checkpoint_due(self._config.checkpoint.every)
         late = time.monotonic() >= self._retry_at
-        if due and late and all(map(self._members.is_up, self._of(*KEPT, SHARD))):
-            self._begin_to_keep(self._of(*KEPT), SNAPSHOT_LIMIT_S)
+        keeps = self._arrangement.keeps
+        if due and late and all(map(self._members.is_up, self._of(*keeps, SHARD))):
+            self._begin_to_keep(self._of(*keeps), SNAPSHOT_LIMIT_S)
 
     def _begin_to_keep(self, needed: Sequence[str], limit_s: float) -> None:
         self._kept = self._states()
@@ -146,18 +146,18 @@ class Supervisor:
             self._snapshot = None
 
     def _checkpoint(self, snapshot: Snapshot, only_params: bool = False) -> Params:
-        learner = self._kept["learner[0]"]
-        params = acting_params(self._config, self._spec, learner)
+        params = self._arrangement.params(self._config, self._spec, self._kept)
         if only_params:  # the last checkpoint still leads to all that the shards held
             return params
         self._in_no_checkpoint = False
-        self._course.checkpoint(learner.meta["version"], params, {**self._kept, **snapshot.states}, self._moment)
+        version = self._arrangement.version(self._kept)
+        self._course.checkpoint(version, params, {**self._kept, **snapshot.states}, self._moment)
         return params
 
     def _keep_at_the_end(self) -> Params | None:
-        """Write the last checkpoint, with what there is of the shards; a learner that does not answer leaves none."""
+        """Write the last checkpoint, with what there is of the shards; who learns and does not answer leaves none."""
         self._snapshot = None
-        self._begin_to_keep(["learner[0]"], LAST_SNAPSHOT_S)
+        self._begin_to_keep(self._of(self._arrangement.learns), LAST_SNAPSHOT_S)
         snapshot = self._snapshot
         if snapshot is None:
             return None
@@ -174,11 +174,15 @@ class Supervisor:
 
     def _states(self) -> dict[str, State]:
         """Ask the roles that are kept beside the shards for their states."""
-        packed = {name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in self._of(*KEPT)}
+        packed = {
+            name: self._members.ask(name, "state", limit_s=STATE_LIMIT_S) for name in self._of(*self._arrangement.keeps)
+        }
         return {name: unpack_state(state) for name, state in packed.items() if state is not None}
 
     def _hear(self, beats: dict[str, Any]) -> None:
-        self._course.advance(self._members.total("actor", "env_steps"), self._members.total("learner", "updates"))
+        learns, counter = self._arrangement.learns, self._arrangement.counter
+        updates = min(self._members.counts(name).get(counter, 0) for name in self._of(learns))
+        self._course.advance(self._members.total("actor", "env_steps"), updates)
         for name, beat in beats.items():
             self._course.hear(int(name.partition("[")[2].rstrip("]")), beat.news)
 
@@ -282,8 +286,9 @@ def supervise(orders: Orders, pipe: int, stopped: Stop) -> Outcome:
         contents=orders.contents,
     )
     members = Members(time.monotonic, course.note, partial(start_limit_s, Path(orders.folder)))
-    start.replay.prepare(config.replay)
-    launch.replay(members, config, spec, time.monotonic, start)
+    if isinstance(config, ReplayRun):
+        start.replay.prepare(config.replay)
+    arrangement_of(config).launch(members, config, spec, time.monotonic, start)
     inbox = inbox_of(orders.folder, config, spec, course.note, time.monotonic)
     return Supervisor(members, course, config, spec, inbox, start.replay.is_moved).run(stopped)
 

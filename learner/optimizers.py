@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.config import OptimizerConfig
-from learner.nets import LearnerNets
+from starling.networks.nets import LearnerNets
 from starling.state import State
 from starling.types import Group
 

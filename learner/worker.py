@@ -8,10 +8,10 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.feeds import ReplayFeed
-from learner.nets import LearnerNets
 from learner.optimizers import Optimizers
 from starling.errors import RoleError, check
 from starling.metrics import Clock, Meter
+from starling.networks.nets import LearnerNets
 from starling.params import Params
 from starling.spec import Spec
 from starling.state import State
@@ -54,6 +54,7 @@ class Learner:
         acting = tuple(f"{name}." for name in algorithm.acting(spec))
         self._num_acting = sum(name.startswith(acting) for name, _ in self.nets.layout.entries)
         self._optimizers = Optimizers(config.optimizer, algorithm.groups(), self.nets)
+        assert algorithm.window is not None, "batches are of windows"
         self._feed = ReplayFeed(source, self.device, algorithm.window)
         self._sink = sink
         self._meter = Meter(clock)

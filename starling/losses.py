@@ -10,3 +10,9 @@ def huber(error: Any, delta: float) -> Any:
     size = abs(error)
     small = size.clip(max=delta)
     return small * (size - 0.5 * small)
+
+
+def masked_mean(x: Any, valid: Any) -> Any:
+    """Return the mean over the entries that are valid, 0 if none is; both have one shape."""
+    assert x.shape == valid.shape, "x and valid must have one shape"
+    return (x * valid).sum() / valid.sum().clip(min=1)

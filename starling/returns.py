@@ -16,3 +16,28 @@ def n_step(reward: Any, terminated: Any, valid: Any, discount: float) -> tuple[A
         total = total + discount**t * earned[t]
     base = 0.0 * total + discount  # of reward's own precision
     return total, base ** valid.sum(0) * ~(terminated & valid).any(0)
+
+
+def lambda_returns(reward: Any, next_value: Any, discount: Any, cut: Any, lam: float) -> Any:
+    """Return the lambda-return of every step: lambda 0 is its reward and the value after it, 1 the whole unroll's.
+
+    All inputs are `[T, E]`. `next_value` is of each step's own successor, `discount` 0 where the episode terminated;
+    nothing flows back across a `cut`, the end of an episode in either way. A row that is no step stands behind a cut,
+    so what is computed for it reaches no other row. No gradient flows through: hand in values without a graph.
+    """
+    shapes = {x.shape for x in (reward, next_value, discount, cut)}
+    assert len(shapes) == 1, f"reward, next_value, discount and cut must be [T, E] alike, got {shapes}"
+    carry = discount * ~cut * lam
+    returns = reward + (discount - carry) * next_value
+    returns[-1] = reward[-1] + discount[-1] * next_value[-1]  # nothing is known of what came after
+    for t in range(len(returns) - 2, -1, -1):
+        returns[t] += carry[t] * returns[t + 1]
+    return returns
+
+
+def gae(reward: Any, value: Any, next_value: Any, discount: Any, cut: Any, lam: float) -> Any:
+    """Return the generalized advantage estimate (Schulman et al., 2016): the lambda-return less the value.
+
+    With lambda 1 it is the n-step advantage of A3C. Inputs as of `lambda_returns`.
+    """
+    return lambda_returns(reward, next_value, discount, cut, lam) - value

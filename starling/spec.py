@@ -30,7 +30,8 @@ class Spec:
     """An environment as networks, actors and shards need to know it.
 
     `classes` is set for observations that are integers (Discrete, MultiDiscrete, MultiBinary): how many values each
-    has; networks one-hot encode them. `num_actions` is set for discrete actions, `low` and `high` for boxes.
+    has; networks one-hot encode them. `num_actions` is set for discrete actions, `choices` where several are taken at
+    once: how many values each has; `low` and `high` for boxes.
     """
 
     env: str
@@ -38,6 +39,7 @@ class Spec:
     action: ArraySpec
     classes: tuple[int, ...] = ()
     num_actions: int = 0
+    choices: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     max_episode_steps: int | None = None

@@ -6,7 +6,7 @@ Arrays are numpy on the wire and in actors and servers; the learner's `Batch` ho
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Unroll:
     columns: Columns
     final_at: NDArray[np.int64]  # [F] t * E + e of each step that ended an episode, ascending
     final_obs: Array  # [F, ...]
-    next_obs: Array | None = None  # [E, ...] only for the topologies that learn from one unroll alone
+    next_obs: Array | None = None  # [E, ...] only for the algorithms that learn from whole unrolls
     priorities: NDArray[np.float32] | None = None
     """[carried + T, E], by the first step of a window, the last `carried` rows of the previous unroll first.
 
@@ -45,8 +45,12 @@ class Unroll:
     """
     episodes: Columns = field(default_factory=dict)  # `return`, `length`, custom metrics: each [episodes ended here]
     start_at: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """[S] t * E + e, ascending, of each real step at which a window may begin, if the networks are recurrent"""
-    starts: Columns = field(default_factory=dict)  # [S, ...] the recurrent state that went into those steps
+    """[S] t * E + e, ascending, of each real step at which a window may begin, if the networks are recurrent.
+
+    For an algorithm that learns from whole unrolls: of the first row, every copy.
+    """
+    starts: Columns = field(default_factory=dict)
+    """[S, ...] the recurrent state that went into those steps, by network"""
 
     @property
     def num_steps(self) -> int:
@@ -72,13 +76,17 @@ class Batch:
     weights: Any  # [B] importance weights
     version: Any  # [L, B] parameters that acted
     extras: Mapping[str, Any] = field(default_factory=dict)  # [L, B, ...] what the algorithm stored
-    starts: Mapping[str, Any] = field(default_factory=dict)  # [B, ...] recurrent state at the windows' starts
+    starts: Mapping[str, Any] = field(default_factory=dict)
+    """[B, ...] recurrent state at the first row, by network"""
+    first: Any = None  # [L + 1, B] bool, True where an episode begins; only of whole unrolls, as the two below
+    final_at: Any = None  # [F] t * B + b of each step that ended an episode, ascending
+    final_obs: Any = None  # [F, ...] the observations after them: what a truncated step bootstraps from
 
 
 class Act(NamedTuple):
     """What the actor does with the outputs of its networks, per copy."""
 
-    action: Array  # [E, ...]; a bounded box's within [-1, 1], which the environment's edge scales
+    action: Array  # [E, ...]; a bounded box is [-1, 1], to which the environment's edge clips, and scales it
     extras: Columns  # [E, ...] stored with the step
     taken: Array | None = None
     """[E] the value that the actor gives to this action; None: it judges nothing, and gives no priorities"""
@@ -145,8 +153,8 @@ class Acting(Protocol):
     """The half of an algorithm that actors use: numpy in, numpy out, no torch."""
 
     @property
-    def window(self) -> Window:
-        """What the replay serves."""
+    def window(self) -> Window | None:
+        """What the replay serves; None: the algorithm learns from whole unrolls."""
 
     def acting(self, spec: Spec) -> Mapping[str, Any]:
         """Describe the networks that actors need, by name (`starling.networks.Network`)."""
@@ -291,3 +299,66 @@ class ParamSink(Protocol):
 
     def publish(self, version: int, params: Params) -> None:
         """Replace the parameters by a newer version."""
+
+
+Versions = tuple[int, ...]
+"""Of each slice of the parameters; every one of them only grows. () is older than all."""
+
+Refusal = Literal["", "repeated", "fenced", "stale", "not finite"]
+"""Why a slice did not apply a gradient; empty: it did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """One gradient over all parameters, as a worker gives it to its sink, which cuts it for the slices."""
+
+    worker: int
+    generation: int
+    step: int  # counts this generation's gradients
+    versions: Versions  # of the parameters that it was computed from
+    values: NDArray[np.float32]  # [size], clipped
+    norm: float  # of the whole before clipping: if it is not finite, every slice refuses its part
+    env_steps: int  # played for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """One slice's part of a gradient."""
+
+    worker: int
+    generation: int
+    step: int
+    version: int  # of this slice's parameters that it was computed from
+    gradient: NDArray[np.float32]
+    norm: float  # as in Gradient
+    env_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """A slice's answer: its newest parameters, and whether the gradient is in them."""
+
+    version: int
+    values: NDArray[np.float32]
+    applied: bool
+    why: Refusal = ""
+
+
+class GradientSink(Protocol):
+    """Where a worker's gradients go and its parameters come from, however many slices are behind it."""
+
+    def push(self, gradient: Gradient) -> None:
+        """Send a gradient; the slices' answers come through `fetch`."""
+
+    def must_wait(self) -> str:
+        """Say whom the worker must wait for before it plays on; empty: for nobody."""
+
+    def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
+        """Return the newest parameters that have come, or None if no slice is newer; `[size]`, perhaps read-only."""
+
+
+class ValueSource(Protocol):
+    """Where all parameters are read together, however many slices hold them."""
+
+    def fetch(self, newer_than: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Return `(version, values)`, the version that of the slice furthest behind, or None if that is not newer."""

@@ -12,7 +12,7 @@ from starling.algorithms.dqn import Dqn, DqnConfig
 from starling.metrics import Meter, no_clock
 from starling.params import Params
 from starling.spec import ArraySpec, Spec
-from starling.types import Act, Array, Believed, Outputs, Place, Unroll
+from starling.types import Act, Array, Believed, Columns, Outputs, Place, Unroll
 from starling.windows import Window
 
 DISCOUNT = 0.9
@@ -43,16 +43,19 @@ class Sines:
     def __call__(self, obs: Array) -> dict[str, Array]:
         return {"q": q_of(obs, self._version, self._actions)}
 
+    def recall(self, obs: Array, state: Columns) -> tuple[dict[str, Array], Columns]:
+        return self(obs), {}
+
 
 class Explorer:
     """Acts greedily or at random, and judges windows by their n-step error."""
 
-    def __init__(self, window: Window, judges: bool = True) -> None:
+    def __init__(self, window: Window | None, judges: bool = True) -> None:
         self._window = window
         self._judges = judges
 
     @property
-    def window(self) -> Window:
+    def window(self) -> Window | None:
         return self._window
 
     def acting(self, spec: Spec) -> Mapping[str, Any]:
@@ -86,7 +89,7 @@ class Explorer:
         return error
 
 
-def rollout_of(copies: Copies, window: Window, seed: int = 7, judges: bool = True, **kwargs: Any) -> Rollout:
+def rollout_of(copies: Copies, window: Window | None, seed: int = 7, judges: bool = True, **kwargs: Any) -> Rollout:
     place = Place(actor=2, num_actors=3, num_copies=copies.num_copies)
     return Rollout(copies, Explorer(window, judges), Sines(), place, np.random.SeedSequence(seed), **kwargs)
 

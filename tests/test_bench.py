@@ -39,7 +39,12 @@ EXPECTED = {
         "replay.bytes_per_step.atari",
         "replay.bytes_per_step.cartpole",
     ],
-    "params": ["params.fetch_ms", "params.fetch_nothing_newer_ms"],
+    "params": [
+        "params.fetch_ms",
+        "params.fetch_nothing_newer_ms",
+        "params.push_per_s.mlp",
+        "params.push_per_s.cnn",
+    ],
     "train": ["train.gridworld.env_steps_per_s", "train.gridworld.updates_per_s", "start.seconds"],
 }
 IN_ONE_PROCESS = ("actors", "learner")

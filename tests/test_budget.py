@@ -178,3 +178,29 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path) -> None:
 def test_this_machine_can_be_asked() -> None:
     assert available_bytes() > 0
     assert free_shm() is None or free_shm() >= 0  # type: ignore[operator]
+
+
+def test_a_run_without_a_replay_is_planned_by_its_workers() -> None:
+    config = load("cartpole-a3c")
+
+    plan = plan_memory(config, CARTPOLE)
+    more = plan_memory(replace(config, actor=replace(config.actor, num=12)), CARTPOLE)
+
+    assert (plan.replay_bytes, plan.processes, more.processes) == (0, 4, 14)
+    assert more.process_bytes - plan.process_bytes == 10 * (75_000_000 + 260_000_000)  # each has torch
+    assert str(plan) == "1.3 GB for 4 processes and what is under way"
+    with pytest.raises(ConfigError) as refusal:
+        refuse_what_does_not_fit(more, available=2 * GB, shm_free=None)
+    assert str(refusal.value) == (
+        "actor.num must fit the memory: 4.6 GB for 14 processes and what is under way are needed, but 2.0 GB is "
+        "available; have fewer actors"
+    )
+
+
+def test_gradients_that_do_not_fit_the_store_are_refused() -> None:
+    config = load("cartpole-a3c", (), Layer("test", {"algorithm": {"hidden": [4096, 4096]}, "actor": {"num": 64}}))
+    plan = plan_memory(config, CARTPOLE)
+
+    with pytest.raises(ConfigError, match=r"actor.num must be small enough for /dev/shm: gradients and parameters"):
+        refuse_what_does_not_fit(plan, available=10**13, shm_free=GB)
+    refuse_what_does_not_fit(replace(plan, uses_ray=False), available=10**13, shm_free=GB)

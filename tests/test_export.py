@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 import starling
 from cluster.api import Policy, load_run
@@ -21,7 +21,7 @@ from cluster.provenance import provenance
 from cluster.roles import build_algorithm
 from cluster.run_folder import RunFolder
 from starling.config import Layer
-from starling.errors import CodecError, UsageError
+from starling.errors import CodecError, ConfigError, UsageError
 from starling.networks.modules import build_modules
 from starling.params import Params
 from starling.spec import Spec
@@ -92,7 +92,67 @@ def test_the_loader_equals_the_framework(env: str, dueling: bool, tmp_path: Path
     np.save(tmp_path / "o.npy", obs)
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     assert np.array_equal(np.load(tmp_path / "a.npy"), policy.act(obs))
-    assert len(loader.read_text().splitlines()) <= 40
+    assert len(loader.read_text().splitlines()) <= 50
+
+
+def a3c_policy(env: str, **algorithm: Any) -> Policy:
+    settings = {"hidden": [8], "activation": "tanh", **algorithm}
+    return policy_of(load("cartpole-a3c", (), Layer("test", {"env": {"id": env}, "algorithm": settings})))
+
+
+def wheels() -> Made:
+    made = Made(Box(-1.0, 1.0, (3,), np.float32))
+    made.action_space = MultiDiscrete([2, 3], start=[5, 0])
+    return made
+
+
+def pedals() -> Made:
+    made = Made(Box(-1.0, 1.0, (3,), np.float32))
+    made.action_space = Box(np.array([-3.0, 0.0, -np.inf]), np.array([1.0, np.inf, np.inf]), dtype=np.float64)
+    return made
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("env", ["CartPole-v1", f"{HERE}:places", f"{HERE}:wheels", f"{HERE}:pedals"])
+def test_the_loader_acts_as_the_likeliest_of_a_policy(env: str, shared: bool, tmp_path: Path) -> None:
+    policy = a3c_policy(env, shared=shared)
+    policy.params.buffer[...] *= 30.0  # far from where all actions are alike, and beyond the box
+    obs = some_observations(policy.spec, 50)
+    if policy.offset is not None:
+        obs = obs + policy.offset
+
+    export_numpy(policy, tmp_path / "policy.npz")
+
+    from cluster.policy_loader import Policy as Loaded
+
+    np.testing.assert_allclose(Loaded(str(tmp_path / "policy.npz")).act(obs), policy.act(obs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_policy_with_a_memory_is_not_exported_and_nothing_is_written(tmp_path: Path) -> None:
+    policy = a3c_policy("CartPole-v1", memory=4)
+
+    for export in (export_numpy, export_onnx):
+        with pytest.raises(UsageError, match="export knows policies without a memory only"):
+            export(policy, tmp_path / "new" / "policy.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_with_a_memory_remembers_until_it_is_told_to_forget() -> None:
+    policy, other = (a3c_policy(f"{HERE}:pedals", memory=4) for _ in range(2))
+    obs = some_observations(policy.spec, 2)
+
+    first, second = policy.act(obs), policy.act(obs)
+    policy.forget(np.array([True, False]))
+    third = policy.act(obs)
+    policy.forget()
+
+    np.testing.assert_array_equal(other.act(obs), first)
+    assert not np.allclose(second, first)
+    np.testing.assert_array_equal(third[0], first[0])
+    assert not np.allclose(third[1], first[1])
+    np.testing.assert_array_equal(policy.act(obs), first)
+    with pytest.raises(ConfigError, match="obs must be of the same 2 copies until forget"):
+        policy.act(obs[0])
 
 
 def test_the_loader_needs_neither_torch_nor_starling(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig, OptimizerConfig
-from learner.nets import LearnerNets
 from learner.optimizers import Optimizers
 from learner.worker import MAX_BAD_BATCHES, Learner
 from param_server.server import ParamServer
@@ -13,6 +12,7 @@ from starling.algorithms.dqn import Dqn, DqnConfig
 from starling.errors import RoleError
 from starling.metrics import no_clock
 from starling.networks import Linear, Mlp, Network
+from starling.networks.nets import LearnerNets
 from starling.spec import ArraySpec, Spec
 from starling.types import Group, Sampled, Target, Ticket
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from starling.networks import Dueling, Linear, Mlp, NatureCnn, Network
-from starling.networks.description import num_params
-from starling.networks.forward import build_forward
+from starling.networks import Dueling, Linear, Lone, Lstm, Mlp, NatureCnn, Network, state_specs
+from starling.networks.arrays import first_params, layout_of, num_params
+from starling.networks.forward import Recall, build_forward
 from starling.networks.modules import build_modules
 from starling.networks.numpy_forward import NumpyForward
 from starling.networks.torch_forward import TorchForward
@@ -104,8 +104,145 @@ def test_the_same_generator_gives_the_same_weights() -> None:
     [(VECTOR, Mlp(hidden=(16, 8))), (DIGITS, Mlp(hidden=())), (FRAMES, NatureCnn(features=64))],
     ids=["vector", "table", "frames"],
 )
-def test_the_parameters_of_a_network_are_counted_without_building_it(spec: Spec, torso: Mlp | NatureCnn) -> None:
-    heads = {"q": Dueling(actions=3), "policy": Linear(outputs=3), "table": Linear(outputs=2, bias=False)}
+def test_the_arrays_of_a_network_are_known_without_building_it(spec: Spec, torso: Mlp | NatureCnn) -> None:
+    heads = {
+        "q": Dueling(actions=3),
+        "policy": Linear(outputs=3),
+        "table": Linear(outputs=2, bias=False),
+        "lone": Lone(outputs=2),
+    }
     network = Network(torso=torso, heads=heads)
+    remembers = Network(torso=torso, heads=heads, memory=Lstm(size=6))
 
     assert num_params(network, spec) == params_of({"n": network}, spec).layout.size
+    assert num_params(remembers, spec) == params_of({"n": remembers}, spec).layout.size
+    both = {"a": network, "b": remembers}
+    assert layout_of(both, spec) == params_of(both, spec).layout
+
+
+HEADS = {"q": Dueling(actions=3), "mean": Linear(outputs=2, scale=0.01), "log_std": Lone(outputs=2, initial=-0.5)}
+REMEMBERING = {
+    "policy": Network(torso=Mlp(hidden=(8,)), heads=HEADS, memory=Lstm(size=5)),
+    "value": Network(torso=Mlp(hidden=()), heads={"value": Linear(outputs=1)}, memory=Lstm(size=3)),
+    "plain": Network(torso=Mlp(hidden=(4,)), heads={"reward": Linear(outputs=1)}),
+}
+
+
+def random_state(copies: int) -> dict[str, Array]:
+    rng = np.random.default_rng(2)
+    return {
+        name: rng.normal(size=(copies, *spec.shape)).astype(np.float32)
+        for name, spec in state_specs(REMEMBERING).items()
+    }
+
+
+@pytest.mark.parametrize("spec", [VECTOR, DIGITS, BYTES], ids=lambda spec: spec.env)
+def test_numpy_remembers_as_torch_does(spec: Spec) -> None:
+    params = params_of(REMEMBERING, spec)
+    by_numpy, by_torch = NumpyForward(REMEMBERING, spec), TorchForward(REMEMBERING, spec)
+    by_numpy.load(params)
+    by_torch.load(params)
+    actual_state = expected_state = random_state(6)
+
+    for obs in observations(spec, 24).reshape(4, 6, *spec.obs.shape):
+        actual, actual_state = by_numpy.recall(obs, actual_state)
+        expected, expected_state = by_torch.recall(obs, expected_state)
+
+        assert actual.keys() == expected.keys() == HEADS.keys() | {"value", "reward"}
+        for name in actual:
+            np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+        for name in ("policy", "value"):
+            np.testing.assert_allclose(actual_state[name], expected_state[name], rtol=1e-5, atol=1e-5)
+
+
+def test_time_at_once_equals_step_by_step_with_resets() -> None:
+    module = build_modules(REMEMBERING, VECTOR, torch.Generator().manual_seed(3))["policy"]
+    obs = torch.tensor(observations(VECTOR, 20)).reshape(5, 4, 4)
+    first = torch.tensor(np.random.default_rng(0).random((5, 4)) < 0.3)
+    state = torch.tensor(random_state(4)["policy"])
+
+    outputs, states = module(obs, state, first)
+
+    for t in range(5):
+        state = torch.where(first[t][:, None, None], 0.0, state)
+        expected, after = module(obs[t : t + 1], state)
+        state = after[0]
+        torch.testing.assert_close(states[t], state, rtol=1e-6, atol=1e-6)
+        for name in HEADS:
+            torch.testing.assert_close(outputs[name][t], expected[name][0], rtol=1e-6, atol=1e-6)
+    assert first[1:].any(0).sum() == 3
+
+
+def test_the_memory_is_torchs_own_lstm() -> None:
+    module = build_modules(REMEMBERING, VECTOR, torch.Generator().manual_seed(3))["policy"]
+    memory, features = module.memory, torch.randn(7, 2, 8, generator=torch.Generator().manual_seed(0))
+    reference = torch.nn.LSTM(8, 5)
+    with torch.no_grad():
+        for name, value in {
+            "weight_ih_l0": memory.inputs.weight,
+            "weight_hh_l0": memory.recurrent.weight,
+            "bias_ih_l0": memory.inputs.bias,
+            "bias_hh_l0": torch.zeros(20),
+        }.items():
+            getattr(reference, name).copy_(value)
+
+    states = memory(features, torch.zeros(2, 2, 5), None)
+
+    said, (_, cell) = reference(features)
+    torch.testing.assert_close(states[:, :, 0], said)
+    torch.testing.assert_close(states[-1, :, 1], cell[0])
+
+
+def test_copies_forget_when_an_episode_begins_and_states_handed_out_stay_as_they_were() -> None:
+    forward = build_forward(REMEMBERING, VECTOR)
+    forward.load(params_of(REMEMBERING, VECTOR))
+    recall, obs = Recall(forward, REMEMBERING, 3), observations(VECTOR, 3)
+    fresh = recall(obs)["q"]
+    kept = recall.state["policy"]
+    before = kept.copy()
+
+    recall.forget(np.array([True, False, True]))
+    again = recall(obs)["q"]
+
+    np.testing.assert_array_equal(again[[0, 2]], fresh[[0, 2]])
+    assert not np.allclose(again[1], fresh[1])
+    np.testing.assert_array_equal(kept, before)
+
+
+def test_a_lone_head_is_the_same_everywhere_and_learns() -> None:
+    module = build_modules(REMEMBERING, VECTOR, torch.Generator().manual_seed(3))["policy"]
+    obs = torch.tensor(observations(VECTOR, 6)).reshape(2, 3, 4)
+
+    outputs, _ = module(obs, torch.zeros(3, 2, 5))
+
+    assert outputs["log_std"].shape == (2, 3, 2)
+    assert (outputs["log_std"] == -0.5).all()
+    outputs["log_std"].sum().backward()
+    assert module.heads["log_std"].values.grad.tolist() == [6.0, 6.0]
+
+
+def test_a_heads_scale_makes_its_first_weights_small_and_changes_no_others() -> None:
+    def weights(scale: float) -> dict[str, Array]:
+        heads = {"mean": Linear(outputs=2, scale=scale), "value": Linear(outputs=1)}
+        return params_of({"policy": Network(torso=Mlp(), heads=heads)}, VECTOR).arrays()
+
+    large, small = weights(1.0), weights(0.01)
+
+    for name in large:
+        factor = 0.01 if name.startswith("policy.heads.mean") else 1.0
+        np.testing.assert_allclose(small[name], large[name] * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("torso", [Mlp(hidden=(16, 8)), NatureCnn(features=64)], ids=["mlp", "cnn"])
+def test_first_values_drawn_by_numpy_are_like_those_of_torch(torso: Mlp | NatureCnn) -> None:
+    heads = {"mean": Linear(outputs=40, scale=0.1), "q": Dueling(actions=5), "log_std": Lone(outputs=3, initial=-0.5)}
+    networks = {"policy": Network(torso=torso, heads=heads, memory=Lstm(size=12))}
+    spec = FRAMES if isinstance(torso, NatureCnn) else VECTOR
+
+    drawn, expected = first_params(networks, spec, np.random.default_rng(0)), params_of(networks, spec)
+
+    assert drawn.layout == expected.layout
+    for name, array in expected.arrays().items():
+        spread = 0.25 * abs(array).max() if array.size > 20 else 0.3
+        assert abs(abs(drawn.arrays()[name]).max() - abs(array).max()) <= spread, name
+        assert (drawn.arrays()[name].std() > 0.0) == (array.std() > 0.0), name

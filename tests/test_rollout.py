@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,11 +8,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.copies import Copies, EnvConfig
 from actors.envs import make_copies
+from actors.rollout import Rollout
 from starling.errors import EnvError
-from starling.types import Array, Unroll
+from starling.networks import Lstm, Mlp, Network
+from starling.params import Params
+from starling.spec import Spec
+from starling.types import Array, Believed, Columns, Place, Unroll
 from starling.windows import Window
 from tests.counting import Counting, CountingVector
-from tests.playing import DISCOUNT, collect, q_of, rollout_of
+from tests.playing import DISCOUNT, Explorer, collect, q_of, rollout_of
 
 CONFIG = EnvConfig(id="counting", copies=3, reward_scale=0.01, reward_clip=4.0)
 SEEDS = [11, 22, 33]
@@ -127,13 +131,14 @@ def test_an_autoreset_row_is_no_step_and_earns_nothing() -> None:
     assert not ended[~columns["acted"]].any()
 
 
+@pytest.mark.parametrize("window", [Window(length=3), None], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_unroll_in_flight_does_not_change(backend: str) -> None:
-    rollout = rollout_of(BACKENDS[backend](), Window(length=3), with_next_obs=True)
+def test_an_unroll_in_flight_does_not_change(backend: str, window: Window | None) -> None:
+    rollout = rollout_of(BACKENDS[backend](), window)
     unroll = collect(rollout, [8])[0]
-    arrays = [*unroll.columns.values(), unroll.final_at, unroll.final_obs, unroll.next_obs, unroll.priorities]
-    arrays += unroll.episodes.values()
-    before = [np.copy(array) for array in arrays if array is not None]
+    optional = [array for array in (unroll.next_obs, unroll.priorities) if array is not None]
+    arrays = [*unroll.columns.values(), unroll.final_at, unroll.final_obs, *optional, *unroll.episodes.values()]
+    before = [np.copy(array) for array in arrays]
 
     collect(rollout, [8, 8])
 
@@ -142,7 +147,7 @@ def test_an_unroll_in_flight_does_not_change(backend: str) -> None:
 
 
 def test_the_next_observation_is_the_first_row_of_the_next_unroll() -> None:
-    first, second = collect(rollout_of(BACKENDS["DISABLED"](), Window(), with_next_obs=True), [5, 5])
+    first, second = collect(rollout_of(BACKENDS["DISABLED"](), None), [5, 5])
 
     assert first.next_obs is not None
     assert np.array_equal(first.next_obs, second.columns["obs"][0])
@@ -237,3 +242,68 @@ def test_a_reward_that_is_no_number_stops_the_actor_and_names_the_environment() 
 
     with pytest.raises(EnvError, match="environment counting gave rewards that are not finite"):
         collect(rollout_of(make_copies(CONFIG, Hot), Window()), [40])
+
+
+class Counter:
+    """Networks that remember how many observations of this episode they have seen, and say so."""
+
+    def load(self, params: Params) -> None:
+        pass
+
+    def recall(self, obs: Array, state: Columns) -> tuple[Columns, Columns]:
+        after = state["q"] + np.float32(1.0)
+        return {"q": np.tile(after[:, 0], 3)}, {"q": after}
+
+
+class Recurrent(Explorer):
+    """Needs a memory, and judges a window by what is said about the observation behind it."""
+
+    def acting(self, spec: Spec) -> Mapping[str, Network]:
+        return {"q": Network(torso=Mlp(), heads={}, memory=Lstm(size=1))}
+
+    def priorities(self, windows: Believed) -> Array:
+        last: Array = windows.value[windows.steps, np.arange(len(windows.steps))]
+        return last
+
+
+def recurrent_rollout(backend: str, window: Window | None) -> Rollout:
+    copies = BACKENDS[backend]()
+    place = Place(actor=0, num_actors=1, num_copies=3)
+    return Rollout(copies, Recurrent(window), Counter(), place, np.random.SeedSequence(7))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [Window(length=2), Window(length=4, period=2)], ids=str)
+def test_windows_begin_with_what_was_remembered_of_their_own_episode(backend: str, window: Window) -> None:
+    for unroll in collect(recurrent_rollout(backend, window), [5, 1, 20]):
+        age, acted = unroll.columns["age"].reshape(-1), unroll.columns["acted"].reshape(-1)
+
+        assert np.array_equal(unroll.start_at, np.flatnonzero(acted & (age % window.period == 0)))
+        assert np.array_equal(unroll.starts["q"][:, 0, 0], age[unroll.start_at])
+        assert unroll.starts["q"].shape == (len(unroll.start_at), 2, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_unroll_begins_with_what_every_copy_remembers(backend: str) -> None:
+    for unroll in collect(recurrent_rollout(backend, None), [5, 1, 20, 3]):
+        assert unroll.start_at.tolist() == [0, 1, 2]
+        assert np.array_equal(unroll.starts["q"][:, 0, 0], unroll.columns["age"][0])
+        assert unroll.priorities is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_last_observation_is_judged_with_all_that_its_episode_left(backend: str) -> None:
+    unroll = collect(recurrent_rollout(backend, Window()), [40])[0]
+    columns, priorities = unroll.columns, unroll.priorities
+
+    assert priorities is not None
+    judged = ~np.isnan(priorities)
+    seen = np.where(columns["terminated"], 0, columns["age"] + 2)  # what the step saw, all before, and what it led to
+    assert np.array_equal(priorities[judged], seen[judged])
+    assert (columns["truncated"] & ~columns["terminated"])[judged].any()
+
+
+def test_an_algorithm_without_a_memory_stores_no_states() -> None:
+    unroll = collect(rollout_of(BACKENDS["DISABLED"](), Window()), [5])[0]
+
+    assert (unroll.start_at.tolist(), unroll.starts) == ([], {})

@@ -81,6 +81,28 @@ def test_discrete_actions_are_counted_from_zero_and_given_from_their_start() -> 
     assert env.told == 5
 
 
+def test_several_actions_at_once_are_a_vector_counted_from_their_start() -> None:
+    env = Echo(ACTIONS, MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]))
+    copies = make_copies(EnvConfig(id="echo", copies=1), lambda: env)
+    copies.reset([1])
+
+    copies.step(np.array([[1, 2, 3, 4]]))
+
+    assert (copies.spec.action, copies.spec.choices) == (ArraySpec((4,), "int64"), (2, 3, 4, 5))
+    assert env.told.tolist() == [[1, 3], [5, 7]]
+
+
+def test_a_box_of_any_shape_is_a_vector() -> None:
+    env = Echo(ACTIONS, Box(-2.0, 2.0, (2, 2)))
+    copies = make_copies(EnvConfig(id="echo", copies=1), lambda: env)
+    copies.reset([1])
+
+    copies.step(np.array([[-1.0, 0.0, 0.5, 3.0]], np.float32))
+
+    assert copies.spec.action == ArraySpec((4,), "float32")
+    assert env.told.tolist() == [[-2.0, 0.0], [1.0, 2.0]]
+
+
 def test_actions_between_minus_one_and_one_span_a_bounded_box_and_leave_it_nowhere() -> None:
     low, high = np.array([-2.0, 0.0, -1.0, -np.inf]), np.array([2.0, 10.0, np.inf, np.inf])
     env = Echo(ACTIONS, Box(low, high, dtype=np.float64))
@@ -103,7 +125,7 @@ def test_actions_between_minus_one_and_one_span_a_bounded_box_and_leave_it_nowhe
     [
         (Dict({"a": ACTIONS}), ACTIONS, "environment echo has observations of the space Dict, .*FlattenObservation"),
         (Text(3), ACTIONS, "environment echo has observations of the space Text, "),
-        (ACTIONS, MultiDiscrete([2, 2]), "environment echo has actions of the space MultiDiscrete, .*ActionWrapper"),
+        (ACTIONS, Text(3), "environment echo has actions of the space Text, .*ActionWrapper"),
     ],
 )
 def test_a_space_that_is_not_supported_is_named_with_a_way_out(

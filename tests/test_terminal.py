@@ -59,6 +59,34 @@ def shown(mode: Mode, samples: list[Sample], terminal: bool = False) -> str:
     return out.getvalue()
 
 
+def pushing(elapsed_s: float) -> Sample:
+    """Two workers and two slices, of which one refuses a gradient in ten."""
+    slices = [snapshot({"applying": 0.2 * elapsed_s, "idle": 0.8 * elapsed_s}, pushes_stale=n) for n in (0, 25)]
+    for slice_ in slices:
+        slice_["histograms"] = {"lag": [0, 90, 10]}
+    worker = snapshot({"computing": 0.7 * elapsed_s, "waiting_values": 0.3 * elapsed_s})
+    return Sample(
+        elapsed_s=elapsed_s,
+        env_steps=int(30_000 * elapsed_s),
+        updates=int(250 * elapsed_s),
+        roles={f"actor[{i}]": worker for i in range(2)} | {f"param_server[{i}]": slices[i] for i in range(2)},
+    )
+
+
+def test_a_run_of_gradients_shows_pushes_and_their_lag_instead_of_a_replay() -> None:
+    text, plain = shown("live", [pushing(1.0), pushing(2.0)], terminal=True), shown("plain", [pushing(2.0)])
+
+    assert "250 pushes/s" in text
+    assert "lag p50 1 p95 2 · 25 stale · applying 20% · idle 80%" in text
+    assert "actors x2" in text
+    assert "slices x2" in text
+    for word in ("replay", "learner", "samples"):
+        assert word not in text
+        assert word not in plain
+    assert "lag p50 1" in plain
+    assert "slowest: actor (busy 70%)" in plain
+
+
 def test_rates_are_over_the_time_between_two_samples() -> None:
     found = figures(sample(1.0), sample(3.0))
 

@@ -12,7 +12,7 @@ from actors.envs import make_copies, measure_spec
 from actors.spaces import Spaces
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.neighbours import OneVersion, PackingSink, fresh_params
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.roles import build_actor, build_algorithm
 from starling.networks.forward import build_forward
 from starling.params import Params
@@ -20,7 +20,7 @@ from starling.spec import Spec
 from starling.types import Array
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the environment steps per second of one actor that never waits."""
     spec = measure_spec(config.env)
     params = fresh_params(config, spec)
@@ -42,7 +42,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     return [figure]
 
 
-def bare_loop(config: Config[Any], spec: Spec, params: Params) -> Work:
+def bare_loop(config: ReplayRun[Any], spec: Spec, params: Params) -> Work:
     """Return the loop: as many steps as an unroll has, of the vector that Gymnasium made."""
     algorithm = build_algorithm(config)
     forward = build_forward(algorithm.acting(spec), spec)

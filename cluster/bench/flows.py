@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.members import Members
 from replay_server.router import Router
 from starling.metrics import Clock, Meter
@@ -58,7 +58,7 @@ class Sampler:
     and not the windows that it carries.
     """
 
-    def __init__(self, config: Config[Any], clock: Clock, source: ReplaySource, generation: int) -> None:
+    def __init__(self, config: ReplayRun[Any], clock: Clock, source: ReplaySource, generation: int) -> None:
         self._rng = np.random.default_rng(config.seed)
         self._router = Router(source, config.replay, self._rng, clock, BATCH, PER_CALL * source.num_shards)
         self._meter = Meter(clock)

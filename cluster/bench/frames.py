@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.flows import Writer, alarm, endless, measure_flow
 from cluster.bench.on_ray import calls_per_s
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.members import Members
 from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
@@ -42,7 +42,7 @@ def gathers(seconds: float) -> list[Figure]:
     ]
 
 
-def insert_through_ray(config: Config[Any], seconds: float) -> list[Figure]:
+def insert_through_ray(config: ReplayRun[Any], seconds: float) -> list[Figure]:
     """Return how many frames one writer inserts through Ray, compressed on their way."""
     no_op = calls_per_s(seconds / 4)
     members = Members(time.monotonic, alarm)

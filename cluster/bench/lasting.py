@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.flows import BATCH, endless
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.contents import SHARD, Replay, shard_folder
 from cluster.roles import build_shard
 from replay_server.durable import DurableShard
@@ -25,12 +25,12 @@ GB = 1e9
 SNAPSHOT = "bench"
 
 
-def measure(config: Config[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
     """Return what an insert costs in each mode, and what a snapshot and restoring it cost."""
     return [*modes(config, spec, unrolls, kept, seconds), *snapshot(config, spec, unrolls, kept, seconds)]
 
 
-def modes(config: Config[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
+def modes(config: ReplayRun[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
     """Return the microseconds of inserting 512 steps, the time in which the disk makes writers wait included."""
     shards = [_shard(config, spec, kept / mode, ROWS // 2, mode) for mode in MODES]
     costs = [1e6 / rate for rate in rates([inserting(shard, unrolls) for shard in shards], seconds)]
@@ -66,7 +66,7 @@ def inserting(shard: DurableShard, unrolls: Sequence[Unroll]) -> Work:
     return work
 
 
-def snapshot(config: Config[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
+def snapshot(config: ReplayRun[Any], spec: Spec, unrolls: Sequence[Unroll], kept: Path, seconds: float) -> list[Figure]:
     """Return the longest insert while a snapshot is taken, and the seconds per gigabyte of taking and restoring it."""
     rows = ROWS if seconds >= 1.0 else ROWS // 50
     folder = kept / "snapshot"
@@ -100,7 +100,9 @@ def snapshot(config: Config[Any], spec: Spec, unrolls: Sequence[Unroll], kept: P
     ]
 
 
-def _shard(config: Config[Any], spec: Spec, folder: Path, rows: int, durability: str, **contents: Any) -> DurableShard:
+def _shard(
+    config: ReplayRun[Any], spec: Spec, folder: Path, rows: int, durability: str, **contents: Any
+) -> DurableShard:
     settings: Any = {"capacity": rows, "shards": 1, "min_windows": 1, "durability": durability}
     config = replace(config, runtime="ray", replay=replace(config.replay, **settings))
     return build_shard(config, spec, 0, time.monotonic, replay=Replay(folder=str(folder), **contents))

@@ -11,15 +11,15 @@ import torch
 from actors.envs import measure_spec
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.neighbours import PackingSink, ReadyBatches, fresh_params, play
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.roles import build_algorithm, build_shard
 from learner.feeds import to_batch
-from learner.nets import LearnerNets
 from learner.optimizers import Optimizers
 from learner.worker import Learner
 from replay_server.local import LocalReplay
 from replay_server.router import Router
 from starling.metrics import no_clock
+from starling.networks.nets import LearnerNets
 from starling.spec import Spec
 from starling.types import Sampled
 
@@ -27,7 +27,7 @@ BATCHES = 32
 UNROLLS = 64
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the updates per second of a learner whose next batch is always there."""
     spec = measure_spec(config.env)
     batches = sampled_batches(config, spec)
@@ -52,7 +52,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     return [figure]
 
 
-def sampled_batches(config: Config[Any], spec: Spec) -> list[Sampled]:
+def sampled_batches(config: ReplayRun[Any], spec: Spec) -> list[Sampled]:
     """Return batches as the router makes them of what actors played."""
     shards = [build_shard(config, spec, index, no_clock) for index in range(config.replay.shards)]
     params = fresh_params(config, spec)
@@ -66,7 +66,7 @@ def sampled_batches(config: Config[Any], spec: Spec) -> list[Sampled]:
     return [sampled for sampled in taken if isinstance(sampled, Sampled)]
 
 
-def bare_updates(config: Config[Any], spec: Spec, batches: Sequence[Sampled]) -> Work:
+def bare_updates(config: ReplayRun[Any], spec: Spec, batches: Sequence[Sampled]) -> Work:
     """Return one update after another, and whatever else the algorithm's mathematics asks for."""
     algorithm = build_algorithm(config)
     cuda = torch.cuda.is_available() and config.learner.device != "cpu"

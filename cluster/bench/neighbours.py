@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actors.envs import make_copies
 from actors.rollout import Rollout
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.roles import ACTOR, build_algorithm, seed_of
 from starling import wire
 from starling.metrics import Meter, no_clock
@@ -62,7 +62,7 @@ class ReadyBatches:
         """Forget priorities."""
 
 
-def fresh_params(config: Config[Any], spec: Spec) -> Params:
+def fresh_params(config: ReplayRun[Any], spec: Spec) -> Params:
     """Return parameters as a run begins with them."""
     import torch  # for the weights alone
 
@@ -72,7 +72,7 @@ def fresh_params(config: Config[Any], spec: Spec) -> Params:
     return Params.of(arrays)
 
 
-def play(config: Config[Any], spec: Spec, params: Params, actor: int, length: int, count: int) -> list[Unroll]:
+def play(config: ReplayRun[Any], spec: Spec, params: Params, actor: int, length: int, count: int) -> list[Unroll]:
     """Return consecutive unrolls of `length` steps of every copy, each completing windows begun in the one before."""
     algorithm = build_algorithm(config)
     rollout = Rollout(

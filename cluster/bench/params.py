@@ -1,4 +1,4 @@
-"""The parameter server behind Ray: what a fetch costs an actor, with and without something newer to fetch."""
+"""The parameter server behind Ray: what a fetch costs an actor, and how many gradients its slices take."""
 
 import time
 from functools import partial
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.bench import gradients
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.on_ray import idle, round_trip, started_ray
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.processes import ParamProcess
 from cluster.roles import build_param_server
 from starling import wire
@@ -19,8 +20,8 @@ SIZE = 1_700_000  # the Nature CNN's; smaller networks travel in the answer itse
 VERSION = 1
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
-    """Return the milliseconds of both fetches."""
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
+    """Return the milliseconds of both fetches, and the pushes per second of two sizes."""
     params = Params(Layout((("weights", (SIZE,)),)), np.ones(SIZE, np.float32))
     with started_ray():
         process: Any = ray.remote(ParamProcess)
@@ -28,6 +29,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
         ray.get(server.publish.remote(VERSION, wire.encode_params(params)))
         works = [_fetching(server), _copying(params), _asking(server), round_trip(idle())]
         fetch, copy, ask, no_op = (1e3 / rate for rate in rates(works, seconds))
+        pushes = gradients.measure(seconds)
     settings = {"parameters": SIZE, "megabytes": round(params.buffer.nbytes / 1e6, 1)}
     return [
         Figure(
@@ -48,6 +50,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
             better="lower",
             settings=settings,
         ),
+        *pushes,
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.figure import Figure
-from cluster.config import is_file, load
+from cluster.config import is_file, load, with_replay
 from cluster.ray_node import RayNode
 from cluster.rows import as_row, json_line
 from cluster.user_folder import append_to_path, own_module
@@ -63,7 +63,8 @@ def main() -> None:
     """Measure, and send a line for each figure."""
     append_to_path(os.getcwd())
     name, source, seconds, pipe = sys.argv[1:]
-    figures: list[Figure] = import_module(BENCHES[name]).measure(load(source), stem(source), float(seconds))
+    config = with_replay(load(source), f"preset {source}")
+    figures: list[Figure] = import_module(BENCHES[name]).measure(config, stem(source), float(seconds))
     with os.fdopen(int(pipe), "w", encoding="utf-8") as out:
         out.writelines(f"{json_line(as_row(figure))}\n" for figure in figures)
 

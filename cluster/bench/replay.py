@@ -17,7 +17,7 @@ from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.flows import BATCH, PER_CALL, Flow, Sampler, Writer, alarm, endless, measure_flow
 from cluster.bench.neighbours import fresh_params, play
 from cluster.bench.on_ray import calls_per_s, idle, round_trip, started_ray
-from cluster.config import Config
+from cluster.config import ReplayRun
 from cluster.contents import Replay
 from cluster.members import Members
 from cluster.processes import ShardProcess
@@ -35,7 +35,7 @@ UNROLLS = 16  # played beforehand, and sent over and over
 NO_OP = "an idle Ray call"
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return a shard's own costs, the throughput of all of them behind Ray, and what memory and disk cost."""
     spec = measure_spec(config.env)
     params = fresh_params(config, spec)
@@ -50,7 +50,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     return [*own, *through_ray, *inserted, *outlives, *frames.gathers(seconds), *memory.measure(seconds)]
 
 
-def shard_costs(config: Config[Any], spec: Spec, params: Params, kept: Path, seconds: float) -> list[Figure]:
+def shard_costs(config: ReplayRun[Any], spec: Spec, params: Params, kept: Path, seconds: float) -> list[Figure]:
     """Return how long a shard of a million rows works for 512 steps, and for 512 windows and as many priorities."""
     config = replace(config, replay=replace(config.replay, capacity=ROWS, shards=1, min_windows=1))
     works = [
@@ -67,7 +67,7 @@ def shard_costs(config: Config[Any], spec: Spec, params: Params, kept: Path, sec
     ]
 
 
-def throughput(config: Config[Any], spec: Spec, params: Params, kept: Path, seconds: float) -> list[Figure]:
+def throughput(config: ReplayRun[Any], spec: Spec, params: Params, kept: Path, seconds: float) -> list[Figure]:
     """Return what two writers insert while one learner's router samples, and how two shards compare with one."""
     no_op = calls_per_s(seconds / 4)
     as_set = _flow(config, spec, params, kept, config.replay.shards, seconds)
@@ -107,16 +107,16 @@ def throughput(config: Config[Any], spec: Spec, params: Params, kept: Path, seco
     ]
 
 
-def unroll_length(config: Config[Any], steps: int) -> int:
+def unroll_length(config: ReplayRun[Any], steps: int) -> int:
     """Return how many steps of every copy make an unroll of at least so many."""
     return -(-steps // config.env.copies)
 
 
-def _pushed(config: Config[Any]) -> int:
+def _pushed(config: ReplayRun[Any]) -> int:
     return max(config.actor.unroll_length, unroll_length(config, PUSH))
 
 
-def _flow(config: Config[Any], spec: Spec, params: Params, kept: Path, shards: int, seconds: float) -> Flow:
+def _flow(config: ReplayRun[Any], spec: Spec, params: Params, kept: Path, shards: int, seconds: float) -> Flow:
     settings = replace(config.replay, capacity=ROWS // 5, min_windows=BATCH, samples_per_insert=0, shards=shards)
     config = replace(config, replay=settings, actor=replace(config.actor, num=WRITERS))
     replay = Replay(folder=str(kept / f"flow-{shards}"))
@@ -132,7 +132,7 @@ def _flow(config: Config[Any], spec: Spec, params: Params, kept: Path, shards: i
     return measure_flow(members, seconds)
 
 
-def _sampling(config: Config[Any], spec: Spec, params: Params) -> Work:
+def _sampling(config: ReplayRun[Any], spec: Spec, params: Params) -> Work:
     shard = build_shard(config, spec, 0, no_clock)
     unrolls = endless(play(config, spec, params, 0, unroll_length(config, 16 * BATCH), UNROLLS))
     while shard.rows[1] < ROWS:
@@ -153,6 +153,6 @@ def _request(keys: np.ndarray[Any, np.dtype[np.int64]]) -> SampleRequest:
     return SampleRequest(counts=[BATCH], keys=keys, priorities=priorities, insert_limit=1 << 60)
 
 
-def _inserting(config: Config[Any], spec: Spec, params: Params, kept: Path) -> Work:
+def _inserting(config: ReplayRun[Any], spec: Spec, params: Params, kept: Path) -> Work:
     shard = build_shard(config, spec, 0, time.monotonic, replay=Replay(folder=str(kept)))
     return lasting.inserting(shard, play(config, spec, params, 0, unroll_length(config, BATCH), UNROLLS))

@@ -18,7 +18,7 @@ from cluster.bench.actors import bare_loop
 from cluster.bench.figure import Figure, rates
 from cluster.bench.learner import bare_updates, sampled_batches
 from cluster.bench.neighbours import fresh_params
-from cluster.config import Config, dump
+from cluster.config import ReplayRun, dump
 from cluster.provenance import cores
 from cluster.ray_node import RayNode
 from cluster.user_folder import own_module
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     updates: int
 
 
-def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return both clocks of a run that nothing ends but the time, and how long it took to begin."""
     before = bare_rates(config, seconds / 4)
     start_s, samples = train(config, seconds)
@@ -67,7 +67,7 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     ]
 
 
-def bare_rates(config: Config[Any], seconds: float) -> tuple[float, float]:
+def bare_rates(config: ReplayRun[Any], seconds: float) -> tuple[float, float]:
     """Return the steps per second of a bare actor and the updates per second of a bare learner."""
     spec = measure_spec(config.env)
     works = [
@@ -78,7 +78,7 @@ def bare_rates(config: Config[Any], seconds: float) -> tuple[float, float]:
     return steps, updates
 
 
-def allowed(config: Config[Any], actor: float, learner: float) -> tuple[float, float]:
+def allowed(config: ReplayRun[Any], actor: float, learner: float) -> tuple[float, float]:
     """Return the env steps and updates per second of one core for the learner and the others for actors."""
     actors = actor * max(1, min(config.actor.num, cores() - 1))
     ratio = config.replay.samples_per_insert / config.learner.batch_size  # updates per step
@@ -88,7 +88,7 @@ def allowed(config: Config[Any], actor: float, learner: float) -> tuple[float, f
     return env_steps, env_steps * ratio
 
 
-def train(config: Config[Any], seconds: float) -> tuple[float, list[Sample]]:
+def train(config: ReplayRun[Any], seconds: float) -> tuple[float, list[Sample]]:
     """Train for a while, and return the seconds from the command to the first step, and the samples."""
     endless = replace(config.goal, return_mean=None, total_steps=1 << 60, max_minutes=seconds / 60.0)
     with tempfile.TemporaryDirectory(prefix="starling-bench-") as folder:

@@ -16,7 +16,7 @@ from cluster.bench.process import BENCHES, run_bench
 from cluster.checkpoints import read_json
 from cluster.cli import FAILED, OK
 from cluster.commands.options import only, print_help, read, wants_help
-from cluster.config import load
+from cluster.config import load, with_replay
 from cluster.provenance import processor, provenance
 from cluster.rows import plain
 from starling.config import did_you_mean, shown
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
     name = only(before, "bench", "NAME")
     known = [*BENCHES, "all"]
     check(name in known, f"bench must be one of {', '.join(known)}, got {shown(name)}{did_you_mean(name, known)}")
-    load(options.preset)  # a mistake in it is told before anything is started
+    with_replay(load(options.preset), f"preset {options.preset}")  # a mistake in it is told before anything is started
     baseline = read_baseline(Path(options.baseline)) if options.baseline else {}
     started, load_average = datetime.now(UTC), os.getloadavg()[0]
     chosen = list(BENCHES) if name == "all" else [name]

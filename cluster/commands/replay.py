@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.commands import replay_data
 from cluster.commands.options import only, print_help, read, wants_help
-from cluster.config import Config, load
+from cluster.config import ReplayRun, load, with_replay
 from cluster.contents import replay_folder
 from cluster.png import Pixels, png, sheet
 from cluster.replay_report import figures_of, lines_of, window_lines
@@ -66,7 +66,7 @@ def main(args: list[str]) -> int:
 
 
 def _print(run: Run, options: ReplayOptions) -> None:
-    config = load(str(run.config))
+    config = with_replay(load(str(run.config)), f"run {run.name}")
     shards = config.replay.shards
     check(options.shard is None or options.shard < shards, f"shard must be below {shards}, got {options.shard}")
     chosen = range(shards) if options.shard is None else [options.shard]
@@ -102,7 +102,7 @@ def _print(run: Run, options: ReplayOptions) -> None:
 
 
 def _print_figures_alone(
-    run: Run, config: Config[Any], roles: Mapping[int, Mapping[str, Any]], options: ReplayOptions
+    run: Run, config: ReplayRun[Any], roles: Mapping[int, Mapping[str, Any]], options: ReplayOptions
 ) -> None:
     """Say what the run's last second said; what is not on the disk cannot be looked at."""
     asked = options.windows is not None or options.frames is not None
@@ -119,7 +119,7 @@ def _print_figures_alone(
         print(f"{why}; these are the figures of its last second")
 
 
-def _absence(run: Run, config: Config[Any]) -> str:
+def _absence(run: Run, config: ReplayRun[Any]) -> str:
     if config.replay.durability == "none":
         return "replay.durability is none"
     return f"there is nothing in {replay_folder(config.replay, run.path)}"

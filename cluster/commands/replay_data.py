@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.envs import EnvConfig, Measured, measure
 from cluster.commands.options import only, print_help, read, wants_help
-from cluster.config import load
+from cluster.config import load, with_replay
 from cluster.contents import replay_folder
 from cluster.inbox import FOLDER, Written, deliver, write_segment
 from cluster.npz import write_npz
@@ -82,7 +82,7 @@ def import_(args: list[str]) -> int:
         _say("; ".join(sources), write_segment(Path(options.out), unrolls), options.out)
         return 0
     run = find_run(Path(options.runs), options.run)
-    config = load(str(run.config))
+    config = with_replay(load(str(run.config)), f"run {run.name}")
     measured = measure(config.env)
     if options.env is not None and options.env != config.env.id:
         _refuse_another(run, measured.spec, measure(EnvConfig(id=options.env)).spec)
@@ -108,7 +108,7 @@ def export(args: list[str]) -> int:
         return print_help(ExportOptions(), "replay export", "RUN", what)
     before, options = read(args, ExportOptions)
     run = find_run(Path(options.runs), only(before, "replay export", "RUN"))
-    config = load(str(run.config))
+    config = with_replay(load(str(run.config)), f"run {run.name}")
     shards = _chosen(shards_in(replay_folder(config.replay, run.path)), run, options.shard)
     measured = measure(config.env)
     capacity = Layout(config, measured.spec).capacity

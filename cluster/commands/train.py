@@ -14,7 +14,7 @@ from cluster.board import Subject
 from cluster.budget import Plan
 from cluster.cli import FAILED, INTERRUPTED, OK
 from cluster.commands.options import only, wants_help
-from cluster.config import Config, dump, is_file, load
+from cluster.config import Config, ReplayRun, dump, is_file, load, with_replay
 from cluster.contents import replay_folder
 from cluster.inbox import FOLDER, deliver
 from cluster.preflight import refuse_what_cannot_run
@@ -154,14 +154,13 @@ def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
         if job.run is not None:
             job = _resumed(job, job.run, folder)  # behind the lock: nobody else writes there now
         else:
-            kept_in = str(replay_folder(config.replay, folder.path))
-            job = replace(job, start=replace(job.start, folder=kept_in))
+            job = replace(job, start=replace(job.start, folder=_kept_in(config, folder.path)))
         filled = _filled(job, wanted)
         console = Console()
         if options.mode in ("live", "plain"):
             for line in (f"run {folder.path.name}  ->  {folder.path}", *_first_lines(job), *filled):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-        target = config.replay.samples_per_insert
+        target = config.replay.samples_per_insert if isinstance(config, ReplayRun) else 0.0
         subject = Subject(path=folder.path, goal=config.goal.return_mean, samples_per_insert=target)
         reporter = Reporter(folder, make_view(options.mode, subject, console), TensorBoard(folder.path / "tb"), config)
         for what, facts in job.notes.items():
@@ -178,6 +177,11 @@ def _train(job: Job, asked: Sequence[str], engine: Engine | None) -> int:
         return code if reporter.is_saved else code or FAILED
 
 
+def _kept_in(config: Config[Any], run: Path) -> str:
+    """Return where what outlives the shards lies; nowhere for a run that has none."""
+    return str(replay_folder(config.replay, run)) if isinstance(config, ReplayRun) else ""
+
+
 def _begun(job: Job, spec: Spec) -> Job:
     """Give a new run the networks that it was told to begin with."""
     if job.options.init_from is None:
@@ -192,6 +196,7 @@ def _wanted(config: Config[Any], fill: Sequence[str]) -> Wanted | None:
     """Refuse recorded data before there is a folder, and return what it must fit, if there is any."""
     if not fill:
         return None
+    with_replay(config, "a run that begins with recorded data")
     measured = measure(config.env)
     wanted = wanted_by(config.env, measured, build_algorithm(config).columns(measured.spec))
     check_all(fill, wanted)
@@ -235,7 +240,7 @@ def _first_lines(job: Job) -> Iterator[str]:
     if said := job.notes.get("resumed"):
         yield f"resumed at {said['checkpoint']}: {said['env_steps']:,} steps, {said['updates']:,} updates"
     if said := job.notes.get("replay_lost"):
-        windows = job.config.replay.min_windows
+        windows = with_replay(job.config, "replay").replay.min_windows
         yield f"contents of the replay are lost: {said['why']}; learning waits for {windows:,} windows again"
     if said := job.notes.get("initialised"):
         left = f"; at random: {', '.join(said['left'])}" if said["left"] else ""
@@ -287,5 +292,5 @@ def _help(args: list[str]) -> str:
 
 def type_of(config: Config[Any]) -> Any:
     """Return the tree's type with its algorithm's settings filled in."""
-    tree: Any = Config
+    tree: Any = type(config)
     return tree[type(config.algorithm)]

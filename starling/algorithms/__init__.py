@@ -1,19 +1,28 @@
 """The algorithms that ship, by name."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from starling.algorithms.a3c import A3c, A3cConfig
+from starling.algorithms.async_q import AsyncQ, AsyncQConfig
 from starling.algorithms.dqn import Dqn, DqnConfig
 from starling.types import Algorithm
 
+Topology = Literal["replay", "queue", "lockstep", "gradients"]
+
 
 class Choice(NamedTuple):
-    """An algorithm's type of settings, and what makes the algorithm from them."""
+    """An algorithm's type of settings, what makes the algorithm from them, and where unrolls go for it to learn."""
 
     config: type[Any]
     build: Callable[[Any], Algorithm]
+    topology: Topology
 
 
-ALGORITHMS = {"dqn": Choice(DqnConfig, Dqn)}
+ALGORITHMS = {
+    "dqn": Choice(DqnConfig, Dqn, "replay"),
+    "a3c": Choice(A3cConfig, A3c, "gradients"),
+    "async_q": Choice(AsyncQConfig, AsyncQ, "gradients"),
+}
 
-__all__ = ["ALGORITHMS", "Choice"]
+__all__ = ["ALGORITHMS", "Choice", "Topology"]

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starling.errors import check
+from starling.exploration import epsilon_greedy, ladder
 from starling.losses import huber
-from starling.networks import Dueling, Linear, Mlp, NatureCnn, Network
+from starling.networks import Network
 from starling.networks.description import Activation
+from starling.networks.design import q_network, torso_for
 from starling.returns import n_step
 from starling.spec import ArraySpec, Spec
 from starling.types import Act, Array, Batch, Believed, Group, Losses, Nets, Outputs, Place, Target
@@ -69,21 +71,14 @@ class Dqn:
         return {}
 
     def explore(self, place: Place) -> NDArray[np.float32]:
-        """Give each copy its own epsilon, from `base` down a geometric ladder over all copies of all actors."""
-        total = place.num_actors * place.num_copies
-        rank = place.actor * place.num_copies + np.arange(place.num_copies)
-        exponent = 1.0 + self.config.epsilon_exponent * rank / max(total - 1, 1)
-        return np.power(self.config.epsilon_base, exponent).astype(np.float32)
+        """Give each copy its own epsilon."""
+        return ladder(place, self.config.epsilon_base, self.config.epsilon_exponent)
 
     def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
         """Take a random action with each copy's epsilon, else the greedy one."""
         q = outputs["q"]  # [E, A]
-        copies, actions = q.shape
-        # drawn for every copy, so that one copy's epsilon does not shift another's random numbers; in one call, and
-        # scaled: `rng.integers` alone would cost more than the rest of this function
-        luck, choice = rng.random((2, copies))
-        action = np.where(luck < explore, (choice * actions).astype(np.int64), q.argmax(1))
-        return Act(action, extras={}, taken=q[np.arange(copies), action])
+        action = epsilon_greedy(q, explore, rng)
+        return Act(action, extras={}, taken=q[np.arange(len(q)), action])
 
     def greedy(self, outputs: Outputs) -> Array:
         """Return the action of the largest Q."""
@@ -104,12 +99,9 @@ class Dqn:
 
     def networks(self, spec: Spec) -> Mapping[str, Network]:
         """One network with one head, over frames or over a flat observation."""
-        config, actions = self.config, spec.num_actions
-        check(actions > 0, f"algorithm dqn needs discrete actions; {spec.env} has a box of {spec.action.shape}")
-        frames = len(spec.obs.shape) == 3 and not spec.classes
-        torso = NatureCnn() if frames else Mlp(hidden=config.hidden, activation=config.activation)
-        head = Dueling(actions=actions) if config.dueling else Linear(outputs=actions, bias=config.bias)
-        return {"q": Network(torso=torso, heads={"q": head})}
+        config = self.config
+        torso = torso_for(spec, config.hidden, config.activation)
+        return {"q": q_network("dqn", spec, torso, config.dueling, config.bias)}
 
     def targets(self) -> Mapping[str, Target]:
         """A copy of Q that stands still between refreshes."""

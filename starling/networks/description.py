@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from starling.errors import check
-from starling.spec import Spec
+from starling.spec import ArraySpec
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each of the three."""
@@ -38,6 +37,8 @@ class Linear:
 
     outputs: int
     bias: bool = True
+    scale: float = 1.0
+    """of the first weights: small ones make a policy that begins with every action alike"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,26 @@ class Dueling:
     actions: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lone:
+    """A head that no observation changes: as many values, learned like weights."""
+
+    outputs: int
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lstm:
+    """What remembers between torso and heads; its state of one copy is `[2, size]`: what it says, and its cell."""
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1, f"memory must be >= 1 wide, got {self.size}")
+
+
 Torso = Mlp | NatureCnn
-Head = Linear | Dueling
+Head = Linear | Dueling | Lone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,31 +76,9 @@ class Network:
 
     torso: Torso
     heads: Mapping[str, Head]
+    memory: Lstm | None = None
 
 
-def num_params(network: Network, spec: Spec) -> int:
-    """Return how many numbers such a network has."""
-    torso = network.torso
-    widths = [spec.features, *torso.hidden] if isinstance(torso, Mlp) else [_frames_out(spec), torso.features]
-    layers = sum((before + 1) * after for before, after in pairwise(widths))
-    heads = sum(_head_params(head, widths[-1]) for head in network.heads.values())
-    return layers + heads + (0 if isinstance(torso, Mlp) else _conv_params(spec.obs.shape[0]))
-
-
-def _head_params(head: Head, features: int) -> int:
-    if isinstance(head, Dueling):
-        return (features + 1) * (head.actions + 1)
-    return (features + head.bias) * head.outputs
-
-
-def _conv_params(channels: int) -> int:
-    sides = [channels, *(out for out, _, _ in CONVOLUTIONS)]
-    kernels = [kernel for _, kernel, _ in CONVOLUTIONS]
-    return sum((i * k * k + 1) * o for (i, o), k in zip(pairwise(sides), kernels, strict=True))
-
-
-def _frames_out(spec: Spec) -> int:
-    _, height, width = spec.obs.shape
-    for _, kernel, stride in CONVOLUTIONS:
-        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return CONVOLUTIONS[-1][0] * height * width
+def state_specs(networks: Mapping[str, Network]) -> dict[str, ArraySpec]:
+    """Return what each network that remembers carries from step to step; zeros where an episode begins."""
+    return {name: ArraySpec((2, n.memory.size), "float32") for name, n in networks.items() if n.memory}

@@ -8,7 +8,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from starling.networks.description import CONVOLUTIONS, Dueling, Head, Linear, Mlp, NatureCnn, Network
+from starling.networks.description import (
+    CONVOLUTIONS,
+    Dueling,
+    Head,
+    Linear,
+    Lone,
+    Lstm,
+    Mlp,
+    NatureCnn,
+    Network,
+    Torso,
+)
 from starling.spec import Spec
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
@@ -78,15 +89,51 @@ class DuelingModule(nn.Module):
         return value + advantage - advantage.mean(-1, keepdim=True)
 
 
+class LoneModule(nn.Module):
+    """Values of their own, the same for every observation."""
+
+    def __init__(self, head: Lone) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.full((head.outputs,), head.initial))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the values for each of [..., F], [..., outputs]."""
+        return self.values.expand(*features.shape[:-1], -1)
+
+
+class LstmModule(nn.Module):
+    """A long short-term memory over time (Hochreiter and Schmidhuber, 1997), its gates in torch's order."""
+
+    def __init__(self, features: int, memory: Lstm) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(features, 4 * memory.size)
+        self.recurrent = nn.Linear(memory.size, 4 * memory.size, bias=False)
+        self.features = memory.size
+
+    def forward(self, features: Tensor, state: Tensor, first: Tensor | None) -> Tensor:
+        """Map features [T, B, F] and the state [B, 2, H] before them to the states after each step, [T, B, 2, H]."""
+        told = self.inputs(features)  # of all steps at once: only what depends on the step before must wait for it
+        said, cell = state.unbind(-2)
+        keep = None if first is None else (~first).to(state.dtype)[..., None]  # [T, B, 1]
+        states = []
+        for t in range(len(told)):
+            if keep is not None:
+                said, cell = said * keep[t], cell * keep[t]
+            take, hold, new, give = (told[t] + self.recurrent(said)).chunk(4, -1)
+            cell = torch.sigmoid(hold) * cell + torch.sigmoid(take) * torch.tanh(new)
+            said = torch.sigmoid(give) * torch.tanh(cell)
+            states.append(torch.stack((said, cell), -2))
+        return torch.stack(states)
+
+
 class NetworkModule(nn.Module):
     """Observations in, a dict of head outputs out; any leading axes."""
 
     def __init__(self, network: Network, spec: Spec) -> None:
         super().__init__()
         self._spec = spec
-        torso = network.torso
-        self.torso = MlpModule(torso, spec) if isinstance(torso, Mlp) else NatureCnnModule(torso, spec)
-        self.heads = nn.ModuleDict({name: _head(self.torso.features, head) for name, head in network.heads.items()})
+        self.torso = _torso(network.torso, spec)
+        self.heads = _heads(self.torso.features, network)
 
     def forward(self, obs: Tensor) -> dict[str, Tensor]:
         """Map observations to each head's outputs."""
@@ -94,21 +141,59 @@ class NetworkModule(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
+class RecurrentModule(nn.Module):
+    """Steps of several copies in, [T, B, ...], with the state before them; outputs and the state after each step out.
+
+    Where `first` is True an episode begins: the step sees none of what was before it.
+    """
+
+    def __init__(self, network: Network, spec: Spec) -> None:
+        super().__init__()
+        assert network.memory is not None
+        self._spec = spec
+        self.torso = _torso(network.torso, spec)
+        self.memory = LstmModule(self.torso.features, network.memory)
+        self.heads = _heads(self.memory.features, network)
+
+    def forward(self, obs: Tensor, state: Tensor, first: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return each head's outputs [T, B, ...], and the states [T, B, 2, H]."""
+        features = self.torso(encode(obs, self._spec, flat=isinstance(self.torso, MlpModule)))
+        states = self.memory(features, state, first)
+        return {name: head(states[..., 0, :]) for name, head in self.heads.items()}, states
+
+
+def _torso(torso: Torso, spec: Spec) -> MlpModule | NatureCnnModule:
+    return MlpModule(torso, spec) if isinstance(torso, Mlp) else NatureCnnModule(torso, spec)
+
+
+def _heads(features: int, network: Network) -> nn.ModuleDict:
+    return nn.ModuleDict({name: _head(features, head) for name, head in network.heads.items()})
+
+
 def _head(features: int, head: Head) -> nn.Module:
     if isinstance(head, Linear):
         return nn.Linear(features, head.outputs, bias=head.bias)
-    return DuelingModule(features, head)
+    return DuelingModule(features, head) if isinstance(head, Dueling) else LoneModule(head)
+
+
+AnyModule = NetworkModule | RecurrentModule
 
 
 def build_modules(
     networks: Mapping[str, Network], spec: Spec, generator: torch.Generator | None = None
-) -> dict[str, NetworkModule]:
+) -> dict[str, AnyModule]:
     """Build every network; with a generator their weights are drawn from it, in order."""
-    modules = {name: NetworkModule(network, spec) for name, network in networks.items()}
+    modules = {name: build_module(network, spec) for name, network in networks.items()}
     if generator is not None:
-        for module in modules.values():
+        for name, module in modules.items():
             _initialise(list(module.modules()), generator)
+            _scale(module, networks[name])
     return modules
+
+
+def build_module(network: Network, spec: Spec) -> AnyModule:
+    """Build one network, with or without a memory."""
+    return RecurrentModule(network, spec) if network.memory else NetworkModule(network, spec)
 
 
 def _initialise(layers: Sequence[nn.Module], generator: torch.Generator) -> None:
@@ -119,3 +204,11 @@ def _initialise(layers: Sequence[nn.Module], generator: torch.Generator) -> None
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             if layer.bias is not None:
                 nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+
+def _scale(module: AnyModule, network: Network) -> None:
+    with torch.no_grad():
+        for name, head in network.heads.items():
+            if isinstance(head, Linear) and head.scale != 1.0:
+                for parameter in module.heads[name].parameters():
+                    parameter.mul_(head.scale)

@@ -1,14 +1,14 @@
-"""MLPs in plain numpy: what actors run, since it starts sooner and acts faster than torch at these sizes."""
+"""MLPs and memories in plain numpy: what actors run, as it starts sooner and is faster than torch at these sizes."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from starling.networks.description import Head, Linear, Mlp, Network
+from starling.networks.description import Dueling, Head, Linear, Mlp, Network
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Array
+from starling.types import Array, Columns
 
 
 def encode(obs: Array, spec: Spec) -> Array:
@@ -37,6 +37,42 @@ class Layer(NamedTuple):
         return y
 
 
+class Values(NamedTuple):
+    """A head that no observation changes."""
+
+    values: Array  # [out]
+
+    def __call__(self, x: Array) -> Array:
+        """Map `[E, in]` to `[E, out]`, a read-only view."""
+        return np.broadcast_to(self.values, (len(x), len(self.values)))
+
+
+class Cell(NamedTuple):
+    """A memory's layer: its inputs are the features and what it said before."""
+
+    inputs: Layer
+    recurrent: Array  # [H, 4 H]
+
+    def __call__(self, features: Array, state: Array) -> Array:
+        """Map features `[E, F]` and a state `[E, 2, H]` to the next state."""
+        gates = self.inputs(features)
+        gates += state[:, 0] @ self.recurrent
+        take, hold, new, give = np.split(gates, 4, axis=-1)
+        after = np.empty_like(state)
+        after[:, 1] = _sigmoid(hold) * state[:, 1] + _sigmoid(take) * np.tanh(new)
+        after[:, 0] = _sigmoid(give) * np.tanh(after[:, 1])
+        return after
+
+
+class Built(NamedTuple):
+    """A network ready to run."""
+
+    activate: Callable[[Array], Array]
+    hidden: list[Layer]
+    memory: Cell | None
+    heads: dict[str, Layer | Values]
+
+
 class NumpyForward:
     """The forward pass of networks whose torsos are all MLPs.
 
@@ -46,30 +82,44 @@ class NumpyForward:
     def __init__(self, networks: Mapping[str, Network], spec: Spec) -> None:
         self._networks = networks
         self._spec = spec
-        self._layers: list[tuple[Callable[[Array], Array], list[Layer], dict[str, Layer]]] = []
+        self._built: dict[str, Built] = {}
 
     def load(self, params: Params) -> None:
         """Use these parameters from now on."""
         arrays = params.arrays()
-        self._layers = []
-        for name, network in self._networks.items():
-            torso = network.torso
-            assert isinstance(torso, Mlp)
-            hidden = [_layer(arrays, f"{name}.torso.layers.{i}") for i in range(len(torso.hidden))]
-            heads = {head: _head(arrays, f"{name}.heads.{head}", kind) for head, kind in network.heads.items()}
-            self._layers.append((_ACTIVATIONS[torso.activation], hidden, heads))
+        self._built = {name: _build(arrays, name, network) for name, network in self._networks.items()}
 
     def __call__(self, obs: Array) -> dict[str, Array]:
-        """Return the outputs of every head for observations `[E, ...]`."""
+        """Return the outputs of every head for observations `[E, ...]`; no network remembers."""
+        return self.recall(obs, {})[0]
+
+    def recall(self, obs: Array, state: Columns) -> tuple[dict[str, Array], Columns]:
+        """Return the outputs, and the state after this step of each network that remembers."""
         inputs = encode(obs, self._spec)
         outputs: dict[str, Array] = {}
-        for activate, hidden, heads in self._layers:
+        after: Columns = {}
+        for name, (activate, hidden, memory, heads) in self._built.items():
             x = inputs
             for layer in hidden:
                 x = activate(layer(x))
-            for name, head in heads.items():
-                outputs[name] = head(x)
-        return outputs
+            if memory is not None:
+                after[name] = memory(x, state[name])
+                x = after[name][:, 0]
+            for head, layer_of in heads.items():
+                outputs[head] = layer_of(x)
+        return outputs, after
+
+
+def _build(arrays: Mapping[str, Array], name: str, network: Network) -> Built:
+    torso = network.torso
+    assert isinstance(torso, Mlp)
+    hidden = [_layer(arrays, f"{name}.torso.layers.{i}") for i in range(len(torso.hidden))]
+    memory = None
+    if network.memory:
+        recurrent = arrays[f"{name}.memory.recurrent.weight"].T
+        memory = Cell(_layer(arrays, f"{name}.memory.inputs"), recurrent)
+    heads = {head: _head(arrays, f"{name}.heads.{head}", kind) for head, kind in network.heads.items()}
+    return Built(_ACTIVATIONS[torso.activation], hidden, memory, heads)
 
 
 def _relu(x: Array) -> Array:
@@ -85,9 +135,17 @@ def _tanh(x: Array) -> Array:
 _ACTIVATIONS = {"relu": _relu, "tanh": _tanh}
 
 
-def _head(arrays: Mapping[str, Array], prefix: str, head: Head) -> Layer:
+def _sigmoid(x: Array) -> Array:
+    # by tanh, which does not overflow
+    rising: Array = 0.5 * np.tanh(0.5 * x) + 0.5
+    return rising
+
+
+def _head(arrays: Mapping[str, Array], prefix: str, head: Head) -> Layer | Values:
     if isinstance(head, Linear):
         return _layer(arrays, prefix)
+    if not isinstance(head, Dueling):
+        return Values(arrays[f"{prefix}.values"])
     streams = _layer(arrays, f"{prefix}.streams")
     assert streams.bias is not None
     # Q = V + A - mean A is linear in the features, so both streams add up to one layer

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 
 from starling.networks.description import Network
-from starling.networks.modules import build_modules
+from starling.networks.modules import RecurrentModule, build_modules
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Array
+from starling.types import Array, Columns
 
 
 class TorchForward:
@@ -27,7 +27,20 @@ class TorchForward:
                 tensor.copy_(torch.tensor(arrays[name]))
 
     def __call__(self, obs: Array) -> dict[str, Array]:
-        """Return the outputs of every head for observations `[E, ...]`."""
+        """Return the outputs of every head for observations `[E, ...]`; no network remembers."""
+        return self.recall(obs, {})[0]
+
+    def recall(self, obs: Array, state: Columns) -> tuple[dict[str, Array], Columns]:
+        """Return the outputs, and the state after this step of each network that remembers."""
+        outputs: dict[str, Array] = {}
+        after: Columns = {}
         with torch.inference_mode():
             inputs = torch.tensor(obs)
-            return {head: out.numpy() for module in self._modules.values() for head, out in module(inputs).items()}
+            for name, module in self._modules.items():
+                if isinstance(module, RecurrentModule):
+                    heads, states = module(inputs[None], torch.tensor(state[name]))
+                    after[name] = states[0].numpy()
+                    outputs |= {head: output[0].numpy() for head, output in heads.items()}
+                else:
+                    outputs |= {head: output.numpy() for head, output in module(inputs).items()}
+        return outputs, after

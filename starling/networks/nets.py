@@ -1,4 +1,4 @@
-"""The learner's networks: torch modules whose parameters and gradients are views into flat buffers."""
+"""Networks that learn: torch modules whose parameters and gradients are views into flat buffers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from starling.networks import Network
-from starling.networks.modules import build_modules
+from starling.networks.modules import build_module, build_modules
 from starling.params import Layout, Params
 from starling.spec import Spec
 from starling.state import State, require_same
@@ -63,11 +63,12 @@ class LearnerNets:
         """Return the leaves that a backward pass to these networks fills."""
         return [parameter for name in names for parameter in self._modules[name].parameters()]
 
-    def follow(self, updates: int) -> None:
-        """Move every target after update number `updates`."""
+    def follow(self, updates: int, since: int | None = None) -> None:
+        """Move every target whose turn came after update `since`, or with update number `updates` alone."""
+        before = updates - 1 if since is None else since
         with torch.no_grad():
             for target, (_, flat) in self._targets.values():
-                if updates % target.every == 0:
+                if updates // target.every > before // target.every:
                     flat.lerp_(self.vectors[target.of], target.tau)
 
     def params(self, count: int) -> Params:
@@ -77,11 +78,19 @@ class LearnerNets:
 
     def load(self, params: Params) -> None:
         """Take over the values of the first networks, whose arrays these are; their targets follow at once."""
-        assert params.layout == self.layout.head(len(params.layout.entries)), "another network's parameters"
+        self._take_over(params)
         with torch.no_grad():
-            self.flat[: params.layout.size].copy_(torch.from_numpy(np.array(params.buffer)))
             for target, (_, flat) in self._targets.values():
                 flat.copy_(self.vectors[target.of])
+
+    def advance(self, params: Params, version: int, since: int) -> None:
+        """Take over a later version of all networks than `since`; the targets follow by versions, as by updates.
+
+        For those who do not step optimizers themselves, and see only some of the versions: a target is then a copy of
+        the first one seen after its turn.
+        """
+        self._take_over(params)
+        self.follow(version, since)
 
     def load_some(self, arrays: Mapping[str, Array]) -> None:
         """Take over the values of single arrays by name; the targets follow at once."""
@@ -113,10 +122,15 @@ class LearnerNets:
             for name, (_, (_, flat)) in self._targets.items():
                 flat.copy_(torch.tensor(targets[name]))
 
+    def _take_over(self, params: Params) -> None:
+        assert params.layout == self.layout.head(len(params.layout.entries)), "another network's parameters"
+        with torch.no_grad():
+            self.flat[: params.layout.size].copy_(torch.from_numpy(np.array(params.buffer)))
+
     def _target(
         self, target: Target, networks: Mapping[str, Network], spec: Spec, device: torch.device
     ) -> tuple[nn.Module, Tensor]:
-        module = build_modules({target.of: networks[target.of]}, spec)[target.of].to(device).requires_grad_(False)
+        module = build_module(networks[target.of], spec).to(device).requires_grad_(False)
         flat = self.vectors[target.of].detach().clone()
         _move_into(module, flat, None)
         return module, flat

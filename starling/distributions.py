@@ -1,0 +1,106 @@
+"""What a policy's heads say about the next action: a categorical, several at once, or a Gaussian.
+
+The heads' names tell which: `logits` for one discrete action, `logits_0`, `logits_1`, ... for the parts of several
+that are chosen independently, `mean` and `log_std` for a box. Actors sample in numpy; `log_prob` and `entropy` take
+arrays and tensors alike, of any leading axes.
+"""
+
+from collections.abc import Mapping
+from math import e, log, pi, prod
+from typing import Any
+
+import numpy as np
+
+from starling.networks.description import Head, Linear, Lone
+from starling.spec import Spec
+from starling.types import Array, Outputs
+
+
+def policy_heads(spec: Spec, scale: float, log_std: float) -> dict[str, Head]:
+    """Return the heads of a policy for this environment's actions.
+
+    `scale` is that of the last layer's first weights; `log_std` the first one of a Gaussian, whose spread is learned
+    but is the same in every state.
+    """
+    if spec.num_actions:
+        return {"logits": Linear(outputs=spec.num_actions, scale=scale)}
+    if spec.choices:
+        return {f"logits_{i}": Linear(outputs=n, scale=scale) for i, n in enumerate(spec.choices)}
+    size = prod(spec.action.shape)
+    return {"mean": Linear(outputs=size, scale=scale), "log_std": Lone(outputs=size, initial=log_std)}
+
+
+def sample(outputs: Outputs, rng: np.random.Generator) -> Array:
+    """Draw an action for each of `[E, ...]`; a Gaussian's may lie beyond the box, whose edge clips it."""
+    if "mean" in outputs:
+        mean = outputs["mean"]
+        noise = rng.standard_normal(mean.shape, np.float32)
+        drawn: Array = mean + np.exp(outputs["log_std"]) * noise
+        return drawn
+    parts = [_draw(logits, rng) for logits in _parts(outputs)]
+    return parts[0] if "logits" in outputs else np.stack(parts, -1)
+
+
+def mode(outputs: Outputs) -> Array:
+    """Return the likeliest action for each of `[E, ...]`."""
+    if "mean" in outputs:
+        return outputs["mean"]
+    parts: list[Array] = [logits.argmax(-1) for logits in _parts(outputs)]
+    return parts[0] if "logits" in outputs else np.stack(parts, -1)
+
+
+def log_prob(outputs: Mapping[str, Any], action: Any) -> Any:
+    """Return the logarithm of the probability (of a Gaussian: the density) of the action that was sampled."""
+    if "mean" in outputs:
+        log_std = outputs["log_std"]
+        off = (action - outputs["mean"]) * _exp(-log_std)
+        return (-0.5 * off * off - log_std - 0.5 * log(2 * pi)).sum(-1)
+    if "logits" in outputs:
+        return _pick(_log_softmax(outputs["logits"]), action)
+    return sum(_pick(_log_softmax(logits), action[..., i]) for i, logits in enumerate(_parts(outputs)))
+
+
+def entropy(outputs: Mapping[str, Any]) -> Any:
+    """Return how undecided the policy is, in nats."""
+    if "mean" in outputs:
+        return (outputs["log_std"] + 0.5 * log(2 * pi * e)).sum(-1)
+    return sum(_categorical_entropy(logits) for logits in _parts(outputs))
+
+
+def _parts(outputs: Mapping[str, Any]) -> list[Any]:
+    if "logits" in outputs:
+        return [outputs["logits"]]
+    count = sum(name.startswith("logits_") for name in outputs)
+    return [outputs[f"logits_{i}"] for i in range(count)]
+
+
+def _draw(logits: Array, rng: np.random.Generator) -> Array:
+    # by the inverse of the cumulative distribution: one random number for each copy, however many actions there are;
+    # float64 and "<=", so that what has no probability is never drawn
+    reached = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64)).cumsum(-1)
+    drawn: Array = (reached <= rng.random((len(logits), 1)) * reached[:, -1:]).sum(-1)
+    return drawn
+
+
+def _categorical_entropy(logits: Any) -> Any:
+    log_probs = _log_softmax(logits)
+    # a probability of 0 has a logarithm of -inf, and adds nothing
+    return -(_exp(log_probs) * log_probs.clip(-1e4)).sum(-1)
+
+
+def _log_softmax(logits: Any) -> Any:
+    if not isinstance(logits, np.ndarray):
+        return logits.log_softmax(-1)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _exp(x: Any) -> Any:
+    return np.exp(x) if isinstance(x, np.ndarray) else x.exp()
+
+
+def _pick(log_probs: Any, action: Any) -> Any:
+    """Return the entries of the last axis that the actions choose."""
+    if isinstance(log_probs, np.ndarray):
+        return np.take_along_axis(log_probs, action[..., None], -1)[..., 0]
+    return log_probs.gather(-1, action.long()[..., None]).squeeze(-1)

@@ -1,0 +1,106 @@
+"""Slices of the parameters behind Ray: the same as in one process, and their successors take over."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from param_server.config import SliceConfig
+from param_server.local import LocalSlices, make_slices
+from param_server.slices import ParamSlice, cut
+from starling.metrics import no_clock
+from starling.types import Gradient, GradientSink, Versions
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
+
+SIZE, SLICES = 11, 2
+LIMIT_S = 20.0
+CONFIG = SliceConfig(slices=SLICES, optimizer="adam")
+
+
+def values() -> NDArray[np.float32]:
+    return np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)
+
+
+def slice_with(part: slice, begin_above: int) -> ParamSlice:
+    made = ParamSlice(CONFIG, values()[part], no_clock)
+    made.begin_above(begin_above)
+    return made
+
+
+def slice_peer(index: int, generation: int = 0, begin_above: int = -1) -> Any:
+    import ray
+
+    from cluster.handles import Peer
+    from cluster.processes import SliceProcess
+
+    build = partial(slice_with, cut(SIZE, SLICES)[index], begin_above)
+    handle = ray.remote(SliceProcess).options(num_cpus=0.1, max_restarts=0).remote(build)
+    return Peer(f"param_server[{index}]", handle, generation)
+
+
+def slices_of(peers: Sequence[Any]) -> Any:
+    from cluster.handles import RemoteSlices
+
+    return RemoteSlices(peers, time.monotonic)
+
+
+def push(sink: GradientSink, versions: Versions, step: int) -> None:
+    gradient = np.random.default_rng(step).normal(size=SIZE).astype(np.float32)
+    norm = float(np.linalg.norm(gradient))
+    sink.push(Gradient(worker=0, generation=0, step=step, versions=versions, values=gradient, norm=norm, env_steps=1))
+
+
+def fetched(sink: GradientSink, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]]:
+    until(lambda: not sink.must_wait())
+    fresh = sink.fetch(newer_than)
+    assert fresh is not None
+    return fresh
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_gradients_through_ray_move_the_parameters_as_in_one_process() -> None:
+    remote, local = slices_of([slice_peer(0), slice_peer(1)]), LocalSlices(make_slices(CONFIG, values(), no_clock))
+    versions, _ = fetched(remote, ())
+
+    for step in range(5):
+        push(remote, versions, step)
+        push(local, versions, step)
+        assert remote.must_wait() in ("param_server[0] to answer", "param_server[1] to answer", "")
+        versions, moved = fetched(remote, versions)
+
+    expected = local.fetch(())
+    assert expected is not None
+    assert versions == expected[0] == (5, 5)
+    np.testing.assert_array_equal(moved, expected[1])
+
+
+def test_a_worker_waits_for_a_slice_that_died_and_takes_its_successors_values() -> None:
+    import ray
+
+    peers = [slice_peer(0), slice_peer(1)]
+    sink = slices_of(peers)
+    versions, _ = fetched(sink, ())
+    push(sink, versions, 0)
+    versions, _ = fetched(sink, versions)
+
+    ray.kill(peers[1].handle)
+    push(sink, versions, 1)
+    until(lambda: "param_server[1], down for" in sink.must_wait())
+    sink.lines[1].connect(slice_peer(1, generation=1, begin_above=100))
+    versions, after = fetched(sink, versions)
+
+    assert versions == (2, 101)
+    np.testing.assert_array_equal(after[cut(SIZE, SLICES)[1]], values()[cut(SIZE, SLICES)[1]])
+    push(sink, versions, 2)
+    assert fetched(sink, versions)[0] == (3, 102)
