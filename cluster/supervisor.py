@@ -139,6 +139,7 @@ class Supervisor:
         under_way = snapshot.is_under_way()
         if snapshot.failed:
             self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
+            snapshot.drop()
             self._retry_at = time.monotonic() + RETRY_S
         elif not under_way:
             self._checkpoint(snapshot)

@@ -87,10 +87,15 @@ def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
     """Remove a shard's snapshots but for those that are to be kept; one that is being taken is not touched."""
     for path in snapshot_paths(folder):
         if path.name not in keep:
-            path.rename(path.with_name(f"{_GONE}{path.name}"))  # at once: half a snapshot must not look like one
+            _put_aside(path)
     reach("replay.before_prune")
     for gone in (folder / SNAPSHOTS).glob(f"{_GONE}*"):
         shutil.rmtree(gone)
+
+
+def remove_snapshot(folder: Path, name: str) -> None:
+    """Remove one of a shard's snapshots."""
+    shutil.rmtree(_put_aside(folder / SNAPSHOTS / name))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -104,6 +109,10 @@ def facts(index: State) -> dict[str, Any]:
     return {name: index.meta[name] for name in ("origin", "inserted", "end")} | {
         "size": int((index.arrays["masses"] > 0.0).sum())
     }
+
+
+def _put_aside(path: Path) -> Path:
+    return path.rename(path.with_name(f"{_GONE}{path.name}"))  # at once: half a snapshot must not look like one
 
 
 def _place(folder: Path, name: str, sha256: str) -> Path:
