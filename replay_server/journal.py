@@ -93,8 +93,8 @@ class Journal:
         if self._before_the_answer:
             if gone := self._log.retire(oldest_row):
                 self._later(partial(self._remove, gone))  # behind the snapshots that still link them
-        elif self._log.has_dead(oldest_row):
-            self._later(lambda: self._remove(self._log.retire(oldest_row)))
+        else:
+            self._later(lambda: self._remove(self._log.retire(oldest_row)))  # behind what was appended before
 
     def snapshot(self, name: str, index: State) -> None:
         """Begin a snapshot of all that was appended until now, and forget how earlier ones went; inserts go on."""
@@ -163,6 +163,8 @@ class Journal:
             self._note(f"has an old snapshot that cannot be removed ({error.strerror})")
 
     def _remove(self, segments: list[Path]) -> None:
+        if not segments:
+            return
         reach("replay.before_retire")
         try:
             for path in segments:
