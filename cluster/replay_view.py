@@ -12,6 +12,7 @@ from actors.envs import measure_spec
 from cluster.config import Config
 from cluster.png import Pixels, picture
 from cluster.roles import build_algorithm
+from cluster.snapshots import disk_bytes
 from replay_server.contents import Contents, ShardContents
 from replay_server.segments import Record
 from replay_server.shard import ReplayShard
@@ -191,12 +192,6 @@ def observations(shard: ShardContents, rows: Collection[int]) -> dict[int, Array
             obs = np.concatenate([unroll.columns["obs"][unroll.columns["acted"]], unroll.final_obs])
             found |= {row: obs[row - record.first_row] for row in inside}
     return found
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return what a folder's files take, each once however many names it has."""
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in files}.values())
 
 
 def _without_dead(record: Record, unroll: Unroll, oldest: int) -> Unroll:
