@@ -13,7 +13,7 @@ from cluster.config import Config
 from cluster.png import Pixels, picture
 from cluster.roles import build_algorithm
 from cluster.snapshots import disk_bytes
-from replay_server.contents import Contents, ShardContents
+from replay_server.contents import ShardContents, shard_folders
 from replay_server.segments import Record
 from replay_server.shard import ReplayShard
 from replay_server.storage import columns_of, row_bytes
@@ -75,9 +75,7 @@ class Layout:
 
 def shards_in(folder: Path) -> dict[int, ShardContents]:
     """Return the shards that wrote down what they hold, by number; none, if the run keeps nothing on the disk."""
-    if not any(folder.glob("shard-*")):
-        return {}
-    return {int(shard.folder.name.removeprefix("shard-")): shard for shard in Contents(folder).shards}
+    return {int(path.name.removeprefix("shard-")): ShardContents(path) for path in shard_folders(folder)}
 
 
 class Held:

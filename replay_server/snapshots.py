@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replay_server.log import LIVE, link_or_copy
-from replay_server.segments import Segment, Sync, sync_folder
+from replay_server.segments import Position, Segment, Sync, sync_folder
 from starling.errors import CodecError, RunError
 from starling.failpoints import reach
 from starling.state import State, pack_state, unpack_state
@@ -81,6 +81,22 @@ def snapshot_paths(folder: Path) -> list[Path]:
             with suppress(FileNotFoundError):  # the launcher may remove one meanwhile
                 written.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(written, reverse=True)]
+
+
+def newest_snapshot(folder: Path, passes: Collection[Position], notes: list[str]) -> tuple[str, State] | None:
+    """Return the newest one that can be trusted and is of the log that `passes` there, with its name.
+
+    One of a future that was given up, or of other shards, may lie beside it.
+    """
+    for path in snapshot_paths(folder):
+        try:
+            index, segments = read_snapshot(path)
+        except RunError as damage:
+            notes.append(f"{damage}; the priorities are those of an older snapshot, if there is one")
+            continue
+        if segments and segments[-1].end in passes:
+            return path.name, index
+    return None
 
 
 def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
