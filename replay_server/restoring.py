@@ -178,9 +178,9 @@ def _live(folder: Path, since: str) -> tuple[list[tuple[Path, Segment]], int, se
 def _restore(shard: ReplayShard, past: _Past) -> Restored:
     counts = _Counts()
     _refill(shard, past.records(), past.folder, counts)
-    oldest = shard.rows[0]
-    if past.retired_row > oldest:
-        raise RunError(f"{past.folder / LIVE} is damaged: rows {oldest} to {past.retired_row - 1} are missing")
+    oldest, end = shard.rows
+    if past.index and past.retired_row > (alive := max(0, end - past.index.meta.get("capacity", end))):
+        raise RunError(f"{past.folder / LIVE} is damaged: rows {alive} to {past.retired_row - 1} are missing")
     if past.index:
         _lay(shard, past.index, account=True, writers=False, tail=past.tail)
     shard.forget_writers()
