@@ -13,7 +13,7 @@ import numpy as np
 from cluster.config import Config, ReplayRun
 from cluster.roles import build_algorithm
 from replay_server.segments import SUFFIX, Position, SegmentReader, SegmentWriter
-from replay_server.storage import columns_of
+from replay_server.storage import columns_of, row_bytes
 from starling import wire
 from starling.errors import DataError, StarlingError
 from starling.metrics import Clock
@@ -50,12 +50,14 @@ class Inbox:
         folder: Path | None,
         columns: Mapping[str, ArraySpec],
         shards: int,
+        rows: int,
         note: Callable[..., None],
         clock: Clock,
     ) -> None:
         self._folder = folder
         self._columns = columns
         self._shards = shards
+        self._rows = rows  # of each shard
         self._note = note
         self._clock = clock
         self._path: Path | None = None  # that is being read
@@ -74,7 +76,8 @@ class Inbox:
             self._stored += 1
             done += 1
         if done and self._path is not None:
-            _taken(self._path).write_text(f"{self._stored}\n")
+            with suppress(OSError):  # a full disk ends nothing; a run that ends too stores the rest once more
+                _taken(self._path).write_text(f"{self._stored}\n")
         return done
 
     def _upcoming(self) -> tuple[int, Array] | None:
@@ -109,6 +112,10 @@ class Inbox:
             if number >= skip:
                 unroll = wire.decode_unroll(record.unroll)
                 refuse_misfit(unroll, self._columns, f"{path}, unroll {number}")
+                needed = unroll.num_steps + len(unroll.final_at)
+                if needed > self._rows:
+                    rule = f"must fit in a shard, which keeps {self._rows} steps (replay.capacity)"
+                    raise DataError(f"{path}, unroll {number}: its steps {rule}, got {needed}")
                 self._steps += unroll.num_steps
                 yield unroll.actor, np.frombuffer(record.unroll, np.uint8)
         if reader.torn_bytes:
@@ -137,9 +144,12 @@ class Inbox:
 
 def inbox_of(folder: str, config: Config[Any], spec: Spec, note: Callable[..., None], clock: Clock) -> Inbox:
     """Return the inbox of a run whose replay lies in this folder; empty: of one that has none."""
-    columns = columns_of(spec, build_algorithm(config).columns(spec))
-    shards = config.replay.shards if isinstance(config, ReplayRun) else 0
-    return Inbox(Path(folder) / FOLDER if folder and shards else None, columns, shards, note, clock)
+    algorithm = build_algorithm(config)
+    columns = columns_of(spec, algorithm.columns(spec))
+    if not isinstance(config, ReplayRun):
+        return Inbox(None, columns, 0, 0, note, clock)
+    rows = config.replay.shard_rows(row_bytes(columns, algorithm.window))
+    return Inbox(Path(folder) / FOLDER if folder else None, columns, config.replay.shards, rows, note, clock)
 
 
 def deliver(inbox: Path, stem: str, unrolls: Iterable[Unroll]) -> Written:

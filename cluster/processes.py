@@ -94,6 +94,10 @@ class ShardProcess:
         state = self._shard.taken(name)
         return None if state is None else pack_state(state)
 
+    def drop(self, name: str) -> None:
+        """Remove a snapshot of a checkpoint that will not be."""
+        self._shard.drop(name)
+
     def beat(self) -> Beat:
         """Return what the role did, and once what it has restored."""
         self._beats += 1

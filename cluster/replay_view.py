@@ -12,7 +12,8 @@ from actors.envs import measure_spec
 from cluster.config import ReplayRun
 from cluster.png import Pixels, picture
 from cluster.roles import build_algorithm
-from replay_server.contents import Contents, ShardContents
+from cluster.snapshots import disk_bytes
+from replay_server.contents import ShardContents, shard_folders
 from replay_server.segments import Record
 from replay_server.shard import ReplayShard
 from replay_server.storage import columns_of, row_bytes
@@ -82,9 +83,7 @@ class Layout:
 
 def shards_in(folder: Path) -> dict[int, ShardContents]:
     """Return the shards that wrote down what they hold, by number; none, if the run keeps nothing on the disk."""
-    if not any(folder.glob("shard-*")):
-        return {}
-    return {int(shard.folder.name.removeprefix("shard-")): shard for shard in Contents(folder).shards}
+    return {int(path.name.removeprefix("shard-")): ShardContents(path) for path in shard_folders(folder)}
 
 
 class Held:
@@ -199,12 +198,6 @@ def observations(shard: ShardContents, rows: Collection[int]) -> dict[int, Array
             obs = np.concatenate([unroll.columns["obs"][unroll.columns["acted"]], unroll.final_obs])
             found |= {row: obs[row - record.first_row] for row in inside}
     return found
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return what a folder's files take, each once however many names it has."""
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in files}.values())
 
 
 def _without_dead(record: Record, unroll: Unroll, oldest: int) -> Unroll:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.contents import MOVED, shard_folder, shard_states
@@ -51,3 +52,14 @@ def prune_unnamed(folder: Path, named: Collection[str]) -> None:
         prune_snapshots(shard, {*named, *newest_first[: known[0] if known else 0]})
     if named:
         shutil.rmtree(folder / MOVED, ignore_errors=True)  # it is in a checkpoint of the shards that have it now
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what a folder's files take, each once however many names it has; any of them may go meanwhile."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                stat = os.stat(os.path.join(place, name))
+                found[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(found.values())

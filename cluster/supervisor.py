@@ -39,7 +39,7 @@ from cluster.ray_node import (
 )
 from cluster.report import Outcome
 from cluster.roles import Newest, Start
-from cluster.snapshots import snapshot_name
+from cluster.snapshots import disk_bytes, snapshot_name
 from cluster.taking import LIMIT_S as SNAPSHOT_LIMIT_S
 from cluster.taking import Snapshot
 from cluster.topologies import arrangement_of
@@ -139,6 +139,7 @@ class Supervisor:
         under_way = snapshot.is_under_way()
         if snapshot.failed:
             self._course.note("snapshot_failed", snapshot=snapshot.name, why=snapshot.failed)
+            snapshot.drop()
             self._retry_at = time.monotonic() + RETRY_S
         elif not under_way:
             self._checkpoint(snapshot)
@@ -210,8 +211,7 @@ def start_limit_s(folder: Path, role: str) -> float:
     """Return how long a role may take to start: a shard also reads what it is to serve."""
     if kind_of(role) != SHARD or not folder.name:
         return START_LIMIT_S
-    size = sum(file.stat().st_size for file in folder.rglob("*.seg"))
-    return START_LIMIT_S + size / RESTORED_BYTES_PER_S
+    return START_LIMIT_S + disk_bytes(folder) / RESTORED_BYTES_PER_S
 
 
 class Stop:

@@ -36,6 +36,11 @@ class Snapshot:
             self._asked.clear()
         return bool(self._asked)
 
+    def drop(self) -> None:
+        """Have what was written of it removed: no checkpoint will name it."""
+        for shard in self._shards.values():
+            shard.drop.remote(self.name)
+
     def _hear(self, role: str, asked: Any) -> None:
         del self._asked[role]
         try:

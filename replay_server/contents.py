@@ -1,73 +1,43 @@
-"""A read-only view of the replay's folder, of a run that is over or under way: for inspection and export."""
+"""A read-only view of a shard's folder, of a run that is over or under way: for inspection and export."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from replay_server.log import LIVE, LogReader, segment_paths
-from replay_server.segments import Record, Segment, SegmentReader
-from replay_server.snapshots import SNAPSHOTS, read_snapshot, snapshot_paths
+from replay_server.log import LIVE, segment_paths
+from replay_server.segments import Record, SegmentReader
+from replay_server.snapshots import newest_snapshot
 from starling.errors import RunError
 from starling.state import State
 
 
-class Contents:
-    """The shards of a folder `replay/`: as they are now, or as they were at a snapshot."""
-
-    def __init__(self, folder: Path, snapshot: str | None = None) -> None:
-        self.shards = [ShardContents(path, snapshot) for path in shard_folders(folder)]
-        if not self.shards:
-            raise RunError(f"{folder} holds no shard of a replay")
-
-
 class ShardContents:
-    """One shard: its index, its segments, and its records, oldest first.
+    """One shard as it is now: its segments, its records, oldest first, and an index.
 
-    Now: `index` is that of the newest snapshot that can be trusted, None before the first one, and knows nothing of
-    the newest rows. A live log ends where its shard is writing, and segments may go while they are looked at: both is
-    no damage. At a snapshot everything must be as it was written.
+    `index` is that of the newest snapshot that can be trusted and is of this log, None before the first one, and knows
+    nothing of the newest rows. A log ends where its shard is writing, and segments may go while they are looked at:
+    both is no damage.
     """
 
-    def __init__(self, folder: Path, snapshot: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.snapshot: str | None = None  # that the index is of
         self.index: State | None = None
-        self.snapshot = snapshot  # that the index is of
-        self._listed: list[Segment] | None = None
-        self._place = folder / LIVE
-        if snapshot is None:
-            self.snapshot, self.index = _newest_index(folder)
-        else:
-            self._place = folder / SNAPSHOTS / snapshot
-            self.index, self._listed = read_snapshot(self._place)
-
-    @property
-    def segments(self) -> list[Segment]:
-        """Each file with its bytes, records, and first and last rows."""
-        if self._listed is not None:
-            return self._listed
-        readers = [SegmentReader(path, headers_only=True) for path in segment_paths(self._place)]
-        return [reader.segment for reader in readers if sum(1 for _ in _while_there(reader))]
+        readers = [SegmentReader(path, headers_only=True) for path in segment_paths(folder / LIVE)]
+        passes = {reader.segment.end for reader in readers for _ in _while_there(reader)}
+        self.segments = [reader.segment for reader in readers if reader.segment.records]
+        if found := newest_snapshot(folder, passes, notes=[]):  # damage is of no concern here: restoring says so
+            self.snapshot, self.index = found
 
     def records(self) -> Iterator[Record]:
         """Read the unrolls as they came; RunError where something is damaged."""
-        if self._listed is not None:
-            yield from LogReader([self._place / segment.file for segment in self._listed], self._listed)
-            return
-        for path in segment_paths(self._place):
+        for path in segment_paths(self.folder / LIVE):
             yield from _while_there(SegmentReader(path))
 
 
 def shard_folders(folder: Path) -> list[Path]:
     """Return the folders of a replay's shards in the order of their numbers."""
-    return sorted(folder.glob("shard-*"), key=lambda path: (len(path.name), path.name))
-
-
-def _newest_index(folder: Path) -> tuple[str | None, State | None]:
-    for path in snapshot_paths(folder):
-        try:
-            return path.name, read_snapshot(path)[0]
-        except RunError:
-            continue  # of no concern to who only looks: restoring says so
-    return None, None
+    found = {path.name.removeprefix("shard-"): path for path in folder.glob("shard-*")}
+    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def _while_there(reader: SegmentReader) -> Iterator[Record]:

@@ -1,6 +1,5 @@
 """A shard whose contents outlive it: what it stores also goes into its log."""
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +29,7 @@ class DurableShard:
         self._shard = shard
         self._journal = journal
         self._meter = Meter(clock)
-        self._origins: dict[str, State] = {}  # of snapshots without a journal
+        self._origins: dict[str, State] = {}  # of the newest snapshot without a journal
         assert journal is None or journal.end_row <= shard.rows[1], "the log knows rows that the shard does not"
 
     @property
@@ -80,7 +79,7 @@ class DurableShard:
         if self._journal:
             self._journal.snapshot(name, index)
         else:
-            self._origins[name] = State(meta={"origin": index.meta["origin"]})
+            self._origins = {name: State(meta={"origin": index.meta["origin"]})}
 
     def taken(self, name: str) -> State | None:
         """Return what a checkpoint must know of a snapshot, or None while it is written; RunError if it failed."""
@@ -89,10 +88,10 @@ class DurableShard:
         outcome = self._journal.taken(name)
         return None if outcome is None else State(meta=outcome)
 
-    def prune(self, keep: Collection[str]) -> None:
-        """Remove all snapshots but these, and but those that were begun since the call."""
+    def drop(self, name: str) -> None:
+        """Remove a snapshot that no checkpoint will name."""
         if self._journal:
-            self._journal.prune(keep)
+            self._journal.drop(name)
 
     def stats(self) -> dict[str, Any]:
         """Return what the shard has done and holds; `notes` are sentences for a person, each about new trouble."""

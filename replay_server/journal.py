@@ -1,7 +1,7 @@
 """What makes a shard's contents outlive it: every unroll in its log, before or behind the acknowledgement."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -11,7 +11,7 @@ from typing import Any
 from replay_server.config import ReplayConfig
 from replay_server.log import SEGMENT_BYTES, LiveLog
 from replay_server.segments import Segment, Sync, Write
-from replay_server.snapshots import facts, prune_snapshots, write_snapshot
+from replay_server.snapshots import facts, remove_snapshot, write_snapshot
 from starling.codec import Octets
 from starling.errors import RunError
 from starling.failpoints import reach
@@ -93,11 +93,11 @@ class Journal:
         if self._before_the_answer:
             if gone := self._log.retire(oldest_row):
                 self._later(partial(self._remove, gone))  # behind the snapshots that still link them
-        elif self._log.has_dead(oldest_row):
-            self._later(lambda: self._remove(self._log.retire(oldest_row)))
+        else:
+            self._later(lambda: self._remove(self._log.retire(oldest_row)))  # behind what was appended before
 
     def snapshot(self, name: str, index: State) -> None:
-        """Begin a snapshot of all that was appended until now; inserts go on meanwhile."""
+        """Begin a snapshot of all that was appended until now, and forget how earlier ones went; inserts go on."""
         self._taken[name] = None
         segments = self._log.segments if self._before_the_answer else None
         self._later(lambda: self._take(name, index, self._log.segments if segments is None else segments))
@@ -109,12 +109,9 @@ class Journal:
             raise outcome
         return outcome
 
-    def prune(self, keep: Collection[str]) -> None:
-        """Remove all snapshots but these, and but those that were begun since the call; forget how they went."""
-        for name, outcome in list(self._taken.items()):
-            if isinstance(outcome, RunError) or (outcome and outcome["snapshot"] not in keep):
-                del self._taken[name]
-        self._later(partial(self._prune, frozenset(keep)))
+    def drop(self, name: str) -> None:
+        """Remove a snapshot, as soon as it is taken, that no checkpoint will name."""
+        self._later(partial(self._drop, name))
 
     def close(self) -> None:
         """Write what waits, force it to the disk, and end the thread."""
@@ -144,6 +141,8 @@ class Journal:
             self._note(f"cannot be forced to the disk ({error.strerror}): the machine's power is needed to keep it")
 
     def _take(self, name: str, index: State, segments: list[Segment]) -> None:
+        for done in [old for old, outcome in list(self._taken.items()) if outcome is not None]:
+            del self._taken[done]  # here: what was to be dropped of them is
         try:
             self._log.sync()
             place, sha256 = write_snapshot(self._folder, name, index, segments, self._sync)
@@ -154,13 +153,18 @@ class Journal:
         records = sum(segment.records for segment in segments)
         self._taken[name] = {**facts(index), "snapshot": place, "sha256": sha256, "records": records}
 
-    def _prune(self, keep: Collection[str]) -> None:
+    def _drop(self, name: str) -> None:
+        outcome = self._taken.get(name)
+        if not isinstance(outcome, dict):
+            return
         try:
-            prune_snapshots(self._folder, keep)
+            remove_snapshot(self._folder, outcome["snapshot"])
         except OSError as error:
-            self._note(f"has old snapshots that cannot be removed ({error.strerror})")
+            self._note(f"has an old snapshot that cannot be removed ({error.strerror})")
 
     def _remove(self, segments: list[Path]) -> None:
+        if not segments:
+            return
         reach("replay.before_retire")
         try:
             for path in segments:

@@ -90,11 +90,6 @@ class LiveLog:
         gone, self._closed = self._closed[:dead], self._closed[dead:]
         return [self._folder / segment.file for segment in gone]
 
-    def has_dead(self, oldest_row: int) -> bool:
-        """Say whether there is something to retire; another thread may append meanwhile."""
-        closed = self._closed
-        return bool(closed) and closed[0].end_row <= oldest_row
-
     def sync(self) -> None:
         """Force to the disk all that was appended before."""
         with self._syncing:

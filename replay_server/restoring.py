@@ -13,7 +13,7 @@ from replay_server.durable import DurableShard
 from replay_server.log import LIVE, LogReader, replace_live, segment_paths, settle_live
 from replay_server.segments import Position, Record, Segment
 from replay_server.shard import ReplayShard
-from replay_server.snapshots import SNAPSHOTS, read_snapshot, remove_unfinished, snapshot_paths
+from replay_server.snapshots import SNAPSHOTS, newest_snapshot, read_snapshot, remove_unfinished
 from starling.errors import CodecError, RunError
 from starling.state import State
 from starling.types import Unroll
@@ -63,9 +63,8 @@ def restore_live(shard: ReplayShard, folder: Path) -> Restored:
         _refill(shard, _passing(log, passes), folder, counts)
     except RunError as damage:
         notes.append(f"{damage}; what was inserted after it is lost")
-    index = _newest_index(folder, passes, notes)
-    if index:
-        _lay(shard, index, account=False, writers=True, tail=True)
+    if found := newest_snapshot(folder, passes, notes):
+        _lay(shard, found[1], account=False, writers=True, tail=True)
     replace_live(folder, [(folder / LIVE / segment.file, segment.bytes) for segment in log.segments if segment.records])
     return Restored(counts.records, counts.rows, log.torn_bytes, notes)
 
@@ -179,9 +178,9 @@ def _live(folder: Path, since: str) -> tuple[list[tuple[Path, Segment]], int, se
 def _restore(shard: ReplayShard, past: _Past) -> Restored:
     counts = _Counts()
     _refill(shard, past.records(), past.folder, counts)
-    oldest = shard.rows[0]
-    if past.retired_row > oldest:
-        raise RunError(f"{past.folder / LIVE} is damaged: rows {oldest} to {past.retired_row - 1} are missing")
+    oldest, end = shard.rows
+    if past.index and past.retired_row > (alive := max(0, end - past.index.meta.get("capacity", end))):
+        raise RunError(f"{past.folder / LIVE} is damaged: rows {alive} to {past.retired_row - 1} are missing")
     if past.index:
         _lay(shard, past.index, account=True, writers=False, tail=past.tail)
     shard.forget_writers()
@@ -209,19 +208,6 @@ def _passing(log: LogReader, passes: set[Position]) -> Iterator[Record]:
     for record in log:
         passes.add(log.end)
         yield record
-
-
-def _newest_index(folder: Path, passes: set[Position], notes: list[str]) -> State | None:
-    """Return the newest index that can be trusted and is of this log: one of a lost future may lie beside it."""
-    for path in snapshot_paths(folder):
-        try:
-            index, segments = read_snapshot(path)
-        except RunError as damage:
-            notes.append(f"{damage}; the priorities are those of an older snapshot, if there is one")
-            continue
-        if segments and segments[-1].end in passes:
-            return index
-    return None
 
 
 def _lay(shard: ReplayShard, index: State, account: bool, writers: bool, tail: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replay_server.log import LIVE, link_or_copy
-from replay_server.segments import Segment, Sync, sync_folder
+from replay_server.segments import Position, Segment, Sync, sync_folder
 from starling.errors import CodecError, RunError
 from starling.failpoints import reach
 from starling.state import State, pack_state, unpack_state
@@ -83,14 +83,35 @@ def snapshot_paths(folder: Path) -> list[Path]:
     return [path for _, path in sorted(written, reverse=True)]
 
 
+def newest_snapshot(folder: Path, passes: Collection[Position], notes: list[str]) -> tuple[str, State] | None:
+    """Return the newest one that can be trusted and is of the log that `passes` there, with its name.
+
+    One of a future that was given up, or of other shards, may lie beside it.
+    """
+    for path in snapshot_paths(folder):
+        try:
+            index, segments = read_snapshot(path)
+        except RunError as damage:
+            notes.append(f"{damage}; the priorities are those of an older snapshot, if there is one")
+            continue
+        if segments and segments[-1].end in passes:
+            return path.name, index
+    return None
+
+
 def prune_snapshots(folder: Path, keep: Collection[str]) -> None:
     """Remove a shard's snapshots but for those that are to be kept; one that is being taken is not touched."""
     for path in snapshot_paths(folder):
         if path.name not in keep:
-            path.rename(path.with_name(f"{_GONE}{path.name}"))  # at once: half a snapshot must not look like one
+            _put_aside(path)
     reach("replay.before_prune")
     for gone in (folder / SNAPSHOTS).glob(f"{_GONE}*"):
         shutil.rmtree(gone)
+
+
+def remove_snapshot(folder: Path, name: str) -> None:
+    """Remove one of a shard's snapshots."""
+    shutil.rmtree(_put_aside(folder / SNAPSHOTS / name))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -104,6 +125,10 @@ def facts(index: State) -> dict[str, Any]:
     return {name: index.meta[name] for name in ("origin", "inserted", "end")} | {
         "size": int((index.arrays["masses"] > 0.0).sum())
     }
+
+
+def _put_aside(path: Path) -> Path:
+    return path.rename(path.with_name(f"{_GONE}{path.name}"))  # at once: half a snapshot must not look like one
 
 
 def _place(folder: Path, name: str, sha256: str) -> Path:

@@ -63,5 +63,5 @@ def shard_of(run: Path, config: Config[Any], index: int) -> DurableShard:
     columns = algorithm.columns(layout.spec)
     shard = ReplayShard(config.replay, layout.spec, algorithm.window, columns, rng, no_clock)
     folder = replay_folder(config.replay, run) / f"shard-{index}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return DurableShard(shard, Journal(folder, config.replay, no_clock, background=False), no_clock)

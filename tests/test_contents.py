@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.contents import Contents, Replay, replay_folder, shard_folder
-from cluster.snapshots import prune_unnamed, require_snapshots, snapshot_name
+from cluster.snapshots import disk_bytes, prune_unnamed, require_snapshots, snapshot_name
 from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
 from replay_server.shard import ReplayShard
@@ -285,3 +285,11 @@ def test_what_was_overwritten_takes_nobodys_room_in_a_move(tmp_path: Path) -> No
     again = Service(going_on(tmp_path, "moved_newest", states), 1, capacity=120)
 
     assert windows(again) == before
+
+
+def test_files_that_go_while_they_are_counted_are_no_trouble(tmp_path: Path) -> None:
+    begun(tmp_path)[0].close()
+    before = disk_bytes(tmp_path)
+    (tmp_path / "shard-0" / "live" / "gone.seg").symlink_to(tmp_path / "nowhere")  # named, and not there
+
+    assert disk_bytes(tmp_path) == before > 0

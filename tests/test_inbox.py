@@ -45,11 +45,13 @@ class Shards:
 class World:
     """A run's inbox, its shards, and what is noted."""
 
-    def __init__(self, folder: Path, shards: int = 2, columns: Any = COLUMNS, clock: Any = no_clock) -> None:
+    def __init__(
+        self, folder: Path, shards: int = 2, columns: Any = COLUMNS, clock: Any = no_clock, rows: int = 100
+    ) -> None:
         self.folder = folder
         self.shards = Shards()
         self.notes: list[tuple[str, dict[str, Any]]] = []
-        self.inbox = Inbox(folder, columns, shards, lambda what, **facts: self.notes.append((what, facts)), clock)
+        self.inbox = Inbox(folder, columns, shards, rows, lambda what, **facts: self.notes.append((what, facts)), clock)
 
     def feed(self) -> int:
         return self.inbox.feed(self.shards)
@@ -167,6 +169,25 @@ def test_data_of_other_columns_is_put_aside(tmp_path: Path) -> None:
 
     assert world.shards.got == []
     assert world.notes[0][1]["error"].endswith("obs must be float32 of [steps, copies, *(3,)], got float32 (4, 2, 2)")
+
+
+def test_steps_that_no_shard_has_room_for_are_put_aside(tmp_path: Path) -> None:
+    world = World(tmp_path, rows=3)
+    deliver(world.folder, "data", sent(1))
+
+    world.feed()
+
+    assert world.shards.got == []
+    assert [what for what, _ in world.notes] == ["filling_failed"]
+    assert "must fit in a shard, which keeps 3 steps (replay.capacity), got" in world.notes[0][1]["error"]
+
+
+def test_a_disk_that_does_not_say_how_far_it_got_ends_nothing(world: World) -> None:
+    path = deliver(world.folder, "data", [*sent(1), *sent(1, actor=1_000_001)]).path
+    path.with_name(f".{path.name}.taken").mkdir()  # it cannot be written
+    world.shards.down = {1}
+
+    assert world.feed() == 1
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from replay_server.shard import ReplayShard
 from replay_server.storage import Storage
 from starling import wire
 from starling.types import Unroll
-from tests.replay_runs import run_with, settings
+from tests.replay_runs import run_with, settings, shard_of
 from tests.replay_worlds import SPEC, CountingWorld
 from tests.test_cli import Said, starling
 
@@ -363,3 +364,17 @@ def test_shards_in_processes_of_their_own_take_recorded_data_too(tmp_path: Path)
     assert said.code == 0, said.err
     assert [(event["file"], event["env_steps"]) for event in filled] == [("a-0001.seg", 700)]
     assert "700 steps of no version" in " ".join(replay(tmp_path, "one").out.split())
+
+
+def test_a_snapshot_of_a_future_that_was_given_up_says_nothing_of_what_is_there(tmp_path: Path) -> None:
+    run = run_with(tmp_path, played(count=30, seed=1), snapshot="000009-ab")
+    rmtree(run / "replay" / "shard-0" / "live")
+    shard = shard_of(run, settings(), 0)
+    for unroll in played(count=4):
+        shard.insert(unroll)
+    shard.close()
+
+    held = Held(shards_in(run / "replay")[0], Layout.of(settings()))
+
+    assert (held.oldest, held.end) == shard.rows
+    assert held.snapshot is None

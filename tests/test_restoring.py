@@ -110,6 +110,14 @@ def test_the_newest_contents_are_found_also_when_nothing_of_the_snapshot_is_aliv
     assert_same_windows(again, whole)
 
 
+def test_a_log_without_the_segments_that_the_snapshot_knows_is_refused(tmp_path: Path) -> None:
+    _, meta = lived(tmp_path, unrolls_of(12), 1)
+    segment_paths(tmp_path / LIVE)[0].unlink()
+
+    with pytest.raises(RunError, match=r"live is damaged: rows 0 to \d+ are missing$"):
+        restore_newest(empty(), tmp_path, meta)
+
+
 def test_without_a_snapshot_the_log_alone_is_the_newest(tmp_path: Path) -> None:
     unrolls = unrolls_of(10)
     log = durable(tmp_path)

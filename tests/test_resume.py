@@ -349,6 +349,18 @@ def test_contents_that_are_gone_are_declared_lost_and_learning_waits_again(runs:
     ]
 
 
+def test_a_replays_folder_is_not_taken_from_a_run_of_the_same_name(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "fast" / "a").mkdir(parents=True)
+
+    said = starling(
+        "train", "gridworld", "--run", "a", "--runs", str(tmp_path), "--replay.folder", str(tmp_path / "fast")
+    )
+
+    sentence = f"run must be a new name, got a, of which {tmp_path / 'fast' / 'a'} holds the replay already"
+    assert (said.code, said.err) == (2, f"starling: {sentence}\n")
+    assert not (tmp_path / "a").exists()
+
+
 def test_contents_that_were_lost_before_are_no_reason_to_refuse_the_run_again(runs: Path) -> None:
     shutil.rmtree(runs / "a" / "replay")
     (runs / "a" / "replay" / "shard-0" / "live").mkdir(parents=True)  # it went on, and was killed before a checkpoint
