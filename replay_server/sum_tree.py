@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Leaves = NDArray[np.integer]
 
 TOP = 1024  # nodes that are added up one after the other: that costs less than ten levels above them would
+MOST_CHANGED = 1 << 16  # leaves, before they are added up although nobody draws
 DENSE = 8  # nodes side by side cost as much as one that must be looked up
 
 
@@ -15,7 +16,8 @@ class SumTree:
     """Masses at the leaves and, above every two, their sum, until few nodes are left.
 
     A node is always recomputed from its children and never adjusted, so the sums do not drift, however
-    many changes came before, and equal leaves make equal trees.
+    many changes came before, and equal leaves make equal trees. Sums are made when they are asked for: what many
+    inserts changed between two draws is added up once.
     """
 
     def __init__(self, num_leaves: int) -> None:
@@ -23,7 +25,9 @@ class SumTree:
         while (width := len(self._levels[-1])) > TOP:
             self._levels.append(np.zeros(width // 2 + width // 2 % 2))
         self._edges = np.zeros(len(self._levels[-1]) + 1)  # the running sums of the top
-        self._stale = False
+        self._changed: list[Leaves] = []  # and not added up yet
+        self._num_changed = 0
+        self._stale = False  # the running sums
 
     @property
     def nbytes(self) -> int:
@@ -40,26 +44,28 @@ class SumTree:
         """The sum of all leaves."""
         return float(self._running_sums()[-1])
 
+    @property
+    def pending(self) -> int:
+        """Leaves that changed since the sums were made."""
+        return self._num_changed
+
     def get(self, leaves: Leaves) -> NDArray[np.float64]:
         """Return the masses of leaves."""
         return self._levels[0].take(leaves, mode="clip")
 
     def set(self, leaves: Leaves, masses: NDArray[np.float64] | float) -> None:
-        """Set the masses of leaves, each finite and >= 0; of a leaf given twice, the last one counts."""
+        """Set the masses of leaves, each finite and >= 0; of a leaf given twice, the last one counts.
+
+        The tree keeps `leaves` until it has added up: they must not change.
+        """
         if not leaves.size:
             return
         self._levels[0][leaves] = masses
         self._stale = True
-        low, high = int(leaves.min()), int(leaves.max())
-        for below, level in pairwise(self._levels):
-            low, high = low >> 1, high >> 1
-            if high - low < DENSE * leaves.size:  # what lies between is added up again, which changes nothing
-                both = below[2 * low : 2 * high + 2]
-                np.add(both[::2], both[1::2], out=level[low : high + 1])
-            else:
-                leaves = leaves >> 1
-                pairs = below.reshape(-1, 2).take(leaves, axis=0, mode="clip")
-                level[leaves] = pairs[:, 0] + pairs[:, 1]
+        self._changed.append(leaves)
+        self._num_changed += leaves.size
+        if self._num_changed > MOST_CHANGED:
+            self._add_up()
 
     def find(self, prefix_sums: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return for each number in [0, total) the leaf at which the running sum first exceeds it.
@@ -84,10 +90,26 @@ class SumTree:
         return found
 
     def _running_sums(self) -> NDArray[np.float64]:
+        if self._changed:
+            self._add_up()
         if self._stale:
             np.cumsum(self._levels[-1], out=self._edges[1:])
             self._stale = False
         return self._edges
+
+    def _add_up(self) -> None:
+        leaves = self._changed[0] if len(self._changed) == 1 else np.concatenate(self._changed)
+        self._changed, self._num_changed = [], 0
+        low, high = int(leaves.min()), int(leaves.max())
+        for below, level in pairwise(self._levels):
+            low, high = low >> 1, high >> 1
+            if high - low < DENSE * leaves.size:  # what lies between is added up again, which changes nothing
+                both = below[2 * low : 2 * high + 2]
+                np.add(both[::2], both[1::2], out=level[low : high + 1])
+            else:
+                leaves = leaves >> 1
+                pairs = below.reshape(-1, 2).take(leaves, axis=0, mode="clip")
+                level[leaves] = pairs[:, 0] + pairs[:, 1]
 
     def _step_back(self, found: NDArray[np.int64]) -> None:
         """Rounding may lead past the last mass below a node: then that is the leaf."""

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_server.sum_tree import SumTree
+from replay_server.sum_tree import MOST_CHANGED, SumTree
 
 MASSES = st.lists(
     st.one_of(st.just(0.0), st.floats(0.0, 1e30), st.floats(0.0, 1e-300), st.sampled_from([5e-324, 1e-12, 1.0, 1e30])),
@@ -82,3 +82,14 @@ def test_leaves_are_drawn_in_proportion_to_their_mass(leaves: int) -> None:
 
     expected = np.arange(1, leaves + 1) / tree.total
     np.testing.assert_allclose(np.bincount(found) / 100_000, expected, atol=2e-5)
+
+
+def test_a_tree_that_nobody_draws_from_adds_up_what_changed_before_it_becomes_too_much() -> None:
+    tree, rng = SumTree(10_000), np.random.default_rng(0)
+    for _ in range(MOST_CHANGED // 5_000 + 3):
+        leaves = rng.integers(0, 10_000, 5_000)
+        tree.set(leaves, rng.random(5_000))
+
+    assert tree.pending <= MOST_CHANGED
+    assert tree.total == pytest.approx(tree.leaves.sum())
+    assert tree.pending == 0

@@ -221,7 +221,9 @@ def _folder(job: Job) -> RunFolder:
     again = options.run is not None and options.if_exists == "new" and (runs / options.run).exists()
     name = free_name(runs, options.run or job.stem) if again or options.run is None else options.run
     kept_in = _kept_in(job.config, runs / name)
-    taken = bool(kept_in) and Path(kept_in).exists() and not (runs / name).exists()  # by a run of this name from another folder of runs
+    taken = (
+        bool(kept_in) and Path(kept_in).exists() and not (runs / name).exists()
+    )  # by a run of this name from another folder of runs
     check(not taken, f"run must be a new name, got {name}, of which {kept_in} holds the replay already")
     return RunFolder.create(runs, name, dump(job.config), provenance(job.command, datetime.now(UTC)))
 
