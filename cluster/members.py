@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from cluster.figures import kind_of
 from cluster.handles import Peer
 from cluster.processes import Beat, Buffer, LoopProcess, ParamProcess, ShardProcess, SliceProcess
-from starling.errors import RoleError
+from starling.errors import RoleError, RunError
 from starling.metrics import Clock
 
 DIED = "died"
@@ -216,6 +216,8 @@ class Members:
         return self._hear(member, beat, now)
 
     def _hear(self, member: Member, beat: Beat, now: float) -> Beat | None:
+        if beat.error and member.generation == 0 and kind_of(member.name) == INTRODUCED_LATE:
+            raise RunError(beat.error)  # a successor would begin with something else than the run goes on with
         if beat.error:
             self._happen("role_error", role=member.name, error=beat.error)
             member.beat = beat

@@ -29,6 +29,7 @@ from param_server.server import ParamServer
 from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard
 from starling import gradient_wire, wire
+from starling.errors import StarlingError
 from starling.metrics import Clock
 from starling.state import Lasting, pack_state
 from starling.types import InsertReply, Progress
@@ -62,9 +63,13 @@ class ShardProcess:
 
     def __init__(self, build: Callable[..., DurableShard]) -> None:
         self._news: list[News] = []
-        self._shard = build(tell=self._news.append)
+        self._refusal = ""
         self._answers = wire.Answers()
         self._beats = 0
+        try:
+            self._shard = build(tell=self._news.append)
+        except StarlingError as error:  # what it is to serve cannot be trusted: the supervisor is told
+            self._refusal = str(error)
 
     def insert(self, unroll: Buffer) -> InsertReply:
         """Take one unroll; the answer acknowledges it."""
@@ -100,6 +105,8 @@ class ShardProcess:
 
     def beat(self) -> Beat:
         """Return what the role did, and once what it has restored."""
+        if self._refusal:
+            return Beat(os.getpid(), self._beats, {}, error=self._refusal)
         self._beats += 1
         news, self._news[:] = list(self._news), []
         return Beat(os.getpid(), self._beats, self._shard.stats(), news=news)

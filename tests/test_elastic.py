@@ -46,3 +46,20 @@ def test_from_two_shards_to_one_and_on_to_three_a_run_keeps_what_it_has_seen(tmp
     assert 1.0 < last_sample(run)["figures"]["samples_per_insert"] < 2.2
     assert not {"replay_damaged", "replay_lost", "role_error", "lost"} & {event["event"] for event in events(run)}
     assert not (run / "replay" / "moved").exists()
+
+
+def test_a_snapshot_that_was_damaged_inside_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    runs = ("--runs", str(tmp_path))
+    go("cartpole", "--run", "a", *runs, "--total-steps", "4000", *SETTINGS)
+    log = min(tmp_path.glob("a/replay/shard-0/live/*.seg"))  # its snapshot has the same bytes under another name
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 1
+    log.write_bytes(content)
+
+    process = train("--resume", "a", *runs, "--total-steps", "40000", "--quiet")
+    _, said = process.communicate()
+
+    assert process.returncode == 2
+    assert len(said.splitlines()) == 1
+    assert "shard-0" in said
+    assert "is damaged at byte" in said
