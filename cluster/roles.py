@@ -226,8 +226,8 @@ def build_slice(
     start.restore(f"param_server[{index}]", made, generation=0)
     if newest is not None:
         made.restore(unpack_state(newest))
-    if generation:
-        made.begin_above(made.version + VERSION_GAP)
+    if generation:  # a gap for each predecessor: the last one may have died before any state of it was heard
+        made.begin_above(made.version + generation * VERSION_GAP)
     return made
 
 
