@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from actors.config import MAX_UNTOLD, PlayConfig
 from actors.rollout import Rollout
 from starling.errors import RoleError
-from starling.gradients import clip_factor
+from starling.gradients import Gradient, GradientSink, Versions, clip_factor
 from starling.metrics import Clock, Meter
 from starling.params import Params
-from starling.types import Columns, Gradient, GradientSink, Progress, Unroll, Versions
+from starling.types import Columns, Progress, Unroll
 
 MAX_BAD_GRADIENTS = 10  # in a row; one is noise, ten are a broken run
 

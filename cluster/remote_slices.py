@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from cluster.handles import LOST, Line, Peer
 from param_server.slices import cut, parts
 from starling import gradient_wire
+from starling.gradients import Gradient, Versions
 from starling.metrics import Clock
-from starling.types import Gradient, Versions
 
 READ_EVERY_S = 0.05  # between questions for newer values of all slices
 

@@ -13,9 +13,10 @@ from actors.copies import EnvConfig
 from actors.envs import make_copies
 from actors.gradients import MAX_BAD_GRADIENTS, GradientWorker
 from starling.errors import RoleError
+from starling.gradients import Gradient, Versions
 from starling.metrics import no_clock
 from starling.params import Params
-from starling.types import Gradient, Unroll, Versions
+from starling.types import Unroll
 from tests.playing import params_of, rollout_of
 
 COUNTING = EnvConfig(id="tests.counting:Counting", copies=2)

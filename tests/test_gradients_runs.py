@@ -18,13 +18,14 @@ from cluster.roles import FRESH, PARAMS, Start, actor_seed, build_algorithm, bui
 from cluster.run_folder import Run
 from starling.batches import batch_of
 from starling.config import Layer
+from starling.gradients import Push
 from starling.metrics import Meter, no_clock
 from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
 from starling.networks.modules import build_modules
 from starling.params import Layout, Params
 from starling.state import pack_state, unpack_state
-from starling.types import Place, Push
+from starling.types import Place
 from tests.test_resume import KilledError, keep
 
 UPDATES = 500

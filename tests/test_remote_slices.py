@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from param_server.config import SliceConfig
 from param_server.local import LocalSlices, make_slices
 from param_server.slices import ParamSlice, cut
+from starling.gradients import Gradient, GradientSink, Versions
 from starling.metrics import no_clock
-from starling.types import Gradient, GradientSink, Versions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
 
