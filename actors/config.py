@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from starling.errors import check
 
+MAX_UNTOLD = 4_096  # unrolls whose episodes wait to be asked for; of a supervisor that is gone, the newest stay
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayConfig:

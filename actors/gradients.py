@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.config import PlayConfig
+from actors.config import MAX_UNTOLD, PlayConfig
 from actors.rollout import Rollout
 from starling.errors import RoleError
-from starling.gradients import clip_factor
+from starling.gradients import Gradient, GradientSink, Versions, clip_factor
 from starling.metrics import Clock, Meter
 from starling.params import Params
-from starling.types import Columns, Gradient, GradientSink, Progress, Unroll, Versions
+from starling.types import Columns, Progress, Unroll
 
 MAX_BAD_GRADIENTS = 10  # in a row; one is noise, ten are a broken run
 
@@ -74,7 +74,7 @@ class GradientWorker:
         self._differentiator = differentiator
         self._sink = sink
         self._meter = Meter(clock, "waiting_values")
-        self._ended: deque[Columns] = deque()
+        self._ended: deque[Columns] = deque(maxlen=MAX_UNTOLD)
         self._bad_in_a_row = 0
         self.env_steps = 0
         self._begin(generation)

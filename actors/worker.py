@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import PlayConfig
+from actors.config import MAX_UNTOLD, PlayConfig
 from actors.rollout import Rollout
 from starling.errors import check
 from starling.metrics import Clock, Meter
 from starling.types import Columns, ParamSource, Progress, ReplaySink
-
-MAX_UNTOLD = 4_096  # unrolls whose episodes wait to be asked for; of a supervisor that is gone, the newest stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

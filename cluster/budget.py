@@ -11,6 +11,7 @@ import psutil
 from cluster.config import Config, GradientsRun, ReplayRun
 from cluster.ray_node import OBJECT_STORE_BYTES
 from cluster.roles import build_algorithm
+from param_server.slices import cut
 from replay_server.journal import BACKLOG_BYTES
 from replay_server.storage import MAX_ROWS, columns_of, row_bytes
 from starling.errors import check
@@ -20,6 +21,7 @@ from starling.spec import ArraySpec, Spec
 from starling.windows import Window
 
 MB = 1_000_000
+PARAM_BYTES = 4  # float32
 ROLE_BYTES = 75 * MB  # of a role's process, before it does anything; what it shares with others left out
 TORCH_BYTES = 260 * MB  # more, in a process that needs torch
 RAY_BYTES = 450 * MB  # launcher, supervisor, and Ray's own five processes
@@ -89,7 +91,7 @@ def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     algorithm = build_algorithm(config)
     needs = Needs(
         row_bytes=row_bytes(columns_of(spec, algorithm.columns(spec)), algorithm.window),
-        param_bytes=4 * sum(num_params(network, spec) for network in algorithm.networks(spec).values()),
+        param_bytes=PARAM_BYTES * sum(num_params(network, spec) for network in algorithm.networks(spec).values()),
         acts_by_torch=not all(isinstance(network.torso, Mlp) for network in algorithm.acting(spec).values()),
     )
     if isinstance(config, ReplayRun):
@@ -128,6 +130,7 @@ def _plan_replay(config: ReplayRun[Any], spec: Spec, needs: Needs) -> Plan:
 
 
 def _plan_gradients(config: GradientsRun[Any], needs: Needs) -> Plan:
+    cut(needs.param_bytes // PARAM_BYTES, config.params.slices)  # refuses empty slices
     processes = config.params.slices + config.actor.num + 1 if config.runtime == "ray" else 1
     return Plan(
         shards=0,
@@ -167,7 +170,7 @@ def refuse_what_does_not_fit(plan: Plan, available: int, shm_free: int | None) -
         f"replay.capacity must be <= {MAX_ROWS} steps in each shard, got {plan.rows}",
     )
     if not plan.shards:
-        _refuse_too_many_workers(plan, available, shm_free)
+        _refuse_too_many_processes(plan, available, shm_free)
         return
     check(
         plan.total_bytes <= available,
@@ -185,10 +188,11 @@ def refuse_what_does_not_fit(plan: Plan, available: int, shm_free: int | None) -
     )
 
 
-def _refuse_too_many_workers(plan: Plan, available: int, shm_free: int | None) -> None:
+def _refuse_too_many_processes(plan: Plan, available: int, shm_free: int | None) -> None:
     check(
         plan.total_bytes <= available,
-        f"actor.num must fit the memory: {plan} are needed, but {_size(available)} is available; have fewer actors",
+        f"actor.num and params.slices must fit the memory: {plan} are needed, but {_size(available)} is available; "
+        "have fewer of either",
     )
     fits = not plan.uses_ray or shm_free is None or plan.store_bytes <= max(shm_free, OBJECT_STORE_BYTES)
     check(

@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
-from param_server.slices import cut, parts
-from starling import gradient_wire, wire
+from starling import wire
 from starling.errors import RoleError
 from starling.metrics import Clock
 from starling.params import Params
-from starling.types import Gradient, InsertReply, SampleReply, SampleRequest, Unroll, Versions
+from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 
 ANSWER_LIMIT_S = 90.0  # longer than a role may take to start, or to be found hanging and be replaced
 OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
-READ_EVERY_S = 0.05  # between questions for newer values of all slices
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
 
@@ -321,93 +318,3 @@ class RemoteParamSink:
         if (present := (self._line.generation, self._newest[0])) != self._sent:
             self._sent = present
             self._line.call("publish", *self._newest, self._generation)
-
-
-class RemoteSlices:
-    """A worker's way to all slices of the parameters: few gradients in flight, and each slice's newest values.
-
-    What was in flight to a slice that dies is lost to it alone. Its successor is asked for its values before the
-    worker goes on, since those of its predecessor may be ahead of what it holds.
-    """
-
-    def __init__(self, peers: Sequence[Peer], clock: Clock, in_flight: int = 1) -> None:
-        self.lines = [Line(peer, clock) for peer in peers]
-        self._roles = [peer.role for peer in peers]
-        self._in_flight = in_flight
-        self._generations = [line.generation for line in self.lines]
-        self._newest: list[tuple[int, NDArray[np.float32]] | None] = [None for _ in peers]
-
-    def push(self, gradient: Gradient) -> None:
-        """Send a gradient to every slice."""
-        cuts = cut(len(gradient.values), len(self.lines))
-        for line, part in zip(self.lines, parts(gradient, cuts), strict=True):
-            line.call("push", gradient_wire.encode_push(part))
-
-    def must_wait(self) -> str:
-        """Wait for slices that are down, and for answers when too many are missing."""
-        self._listen()
-        for line, role, newest in zip(self.lines, self._roles, self._newest, strict=True):
-            if down := line.waits():
-                return down
-            if newest is None:
-                return f"parameters from {role}"
-            if len(line) >= self._in_flight:
-                return f"{role} to answer"
-        return ""
-
-    def fetch(self, newer_than: Versions) -> tuple[Versions, NDArray[np.float32]] | None:
-        """Return the newest parameters that have arrived, if any slice's are newer."""
-        self._listen()
-        known = [newest for newest in self._newest if newest is not None]
-        versions = tuple(version for version, _ in known)
-        if len(known) < len(self.lines) or versions == newer_than:
-            return None
-        values = [values for _, values in known]
-        return versions, values[0] if len(values) == 1 else np.concatenate(values)
-
-    def _listen(self) -> None:
-        for index, line in enumerate(self.lines):
-            for answer in line.answers():
-                if answer is not LOST:
-                    self._newest[index] = _version_and_values(answer)
-            if line.generation != self._generations[index]:
-                self._generations[index], self._newest[index] = line.generation, None
-            if self._newest[index] is None and not len(line) and not line.waits():
-                line.call("fetch", -1)
-
-
-class RemoteValues:
-    """The evaluator's way to the values of all slices: they are asked together, and together they are given.
-
-    A slice that has nothing newer answers with little, so waiting for a version costs no transfers.
-    """
-
-    def __init__(self, peers: Sequence[Peer], clock: Clock) -> None:
-        self.lines = [Line(peer, clock) for peer in peers]
-        self._clock = clock
-        self._asked = -READ_EVERY_S
-        self._known: list[tuple[int, NDArray[np.float32]] | None] = [None for _ in peers]
-
-    def fetch(self, newer_than: int) -> tuple[int, NDArray[np.float32]] | None:
-        """Return `(version, values)` of the whole once every slice has sent what is newer."""
-        for index, line in enumerate(self.lines):
-            for answer in line.answers():
-                if answer is not None and answer is not LOST:
-                    self._known[index] = answer
-        newer = [known for known in self._known if known is not None and known[0] > newer_than]
-        if len(newer) == len(self.lines):
-            return min(version for version, _ in newer), np.concatenate([values for _, values in newer])
-        if self._clock() - self._asked >= READ_EVERY_S and not any(map(len, self.lines)):
-            self._asked = self._clock()
-            for line in self.lines:
-                if not line.waits():
-                    line.call("fetch", newer_than)
-        return None
-
-
-def _version_and_values(answer: Any) -> tuple[int, NDArray[np.float32]]:
-    if isinstance(answer, tuple):
-        version, values = answer
-        return version, values
-    pushed = gradient_wire.decode_pushed(answer)
-    return pushed.version, pushed.values

@@ -15,16 +15,8 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import (
-    Line,
-    Peer,
-    RemoteParams,
-    RemoteParamSink,
-    RemoteReplay,
-    RemoteSink,
-    RemoteSlices,
-    RemoteValues,
-)
+from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.remote_slices import RemoteSlices, RemoteValues
 from param_server.server import ParamServer
 from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard

@@ -21,24 +21,14 @@ from replay_server.durable import DurableShard
 from replay_server.router import Router
 from replay_server.shard import ReplayShard
 from starling.algorithms import ALGORITHMS
+from starling.gradients import GradientSink, ValueSource
 from starling.metrics import Clock
 from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
 from starling.params import Layout, Params
 from starling.spec import Spec
 from starling.state import State, unpack_state
-from starling.types import (
-    Algorithm,
-    Array,
-    Columns,
-    GradientSink,
-    ParamSink,
-    ParamSource,
-    Place,
-    ReplaySink,
-    ReplaySource,
-    ValueSource,
-)
+from starling.types import Algorithm, Array, Columns, ParamSink, ParamSource, Place, ReplaySink, ReplaySource
 
 ACTOR, SHARD, ROUTER, LEARNER, PARAMS = range(5)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
@@ -226,8 +216,8 @@ def build_slice(
     start.restore(f"param_server[{index}]", made, generation=0)
     if newest is not None:
         made.restore(unpack_state(newest))
-    if generation:
-        made.begin_above(made.version + VERSION_GAP)
+    if generation:  # a gap for each predecessor: the last one may have died before any state of it was heard
+        made.begin_above(made.version + generation * VERSION_GAP)
     return made
 
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from param_server.config import SliceConfig
 from param_server.slices import ParamSlice, cut, parts
+from starling.gradients import Gradient, Versions
 from starling.metrics import Clock
-from starling.types import Gradient, Versions
 
 
 def make_slices(config: SliceConfig, values: NDArray[np.float32], clock: Clock) -> list[ParamSlice]:

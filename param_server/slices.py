@@ -12,9 +12,10 @@ from param_server.config import SliceConfig
 from param_server.optimizers import Optimizer
 from param_server.writers import Writers
 from starling.errors import check
+from starling.gradients import Gradient, Push, Pushed, Refusal
 from starling.metrics import Clock, Meter
 from starling.state import State, require_same
-from starling.types import Columns, Gradient, Push, Pushed, Refusal
+from starling.types import Columns
 
 
 def cut(size: int, slices: int) -> list[slice]:

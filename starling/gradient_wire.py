@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from starling.codec import Octets, decode, encode
 from starling.errors import CodecError
-from starling.types import Columns, Push, Pushed, Refusal
+from starling.gradients import Push, Pushed, Refusal
+from starling.types import Columns
 
 REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
 

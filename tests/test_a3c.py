@@ -177,7 +177,12 @@ def test_greedy_actions_are_the_likeliest_and_nothing_else_explores() -> None:
 
 @pytest.mark.parametrize(
     ("knob", "value", "rule"),
-    [("discount", 1.1, "in [0, 1]"), ("gae_lambda", -0.1, "in [0, 1]"), ("memory", -1, ">= 0")],
+    [
+        ("discount", 1.1, "in [0, 1]"),
+        ("gae_lambda", -0.1, "in [0, 1]"),
+        ("log_std", 21.0, "in [-20, 20]"),
+        ("memory", -1, ">= 0"),
+    ],
 )
 def test_a_knob_out_of_range_is_named(knob: str, value: float, rule: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -192,9 +192,16 @@ def test_a_run_without_a_replay_is_planned_by_its_workers() -> None:
     with pytest.raises(ConfigError) as refusal:
         refuse_what_does_not_fit(more, available=2 * GB, shm_free=None)
     assert str(refusal.value) == (
-        "actor.num must fit the memory: 4.6 GB for 14 processes and what is under way are needed, but 2.0 GB is "
-        "available; have fewer actors"
+        "actor.num and params.slices must fit the memory: 4.6 GB for 14 processes and what is under way are needed, "
+        "but 2.0 GB is available; have fewer of either"
     )
+
+
+def test_more_slices_than_parameters_are_refused_before_anything_is_started() -> None:
+    config = load("cartpole-a3c", (), Layer("test", {"params": {"slices": 10_000}}))
+
+    with pytest.raises(ConfigError, match=r"params.slices must be between 1 and 9155 \(parameters\), got 10000"):
+        plan_memory(config, CARTPOLE)
 
 
 def test_gradients_that_do_not_fit_the_store_are_refused() -> None:

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from actors import gradients
 from actors.config import PlayConfig
 from actors.copies import EnvConfig
 from actors.envs import make_copies
 from actors.gradients import MAX_BAD_GRADIENTS, GradientWorker
 from starling.errors import RoleError
+from starling.gradients import Gradient, Versions
 from starling.metrics import no_clock
 from starling.params import Params
-from starling.types import Gradient, Unroll, Versions
+from starling.types import Unroll
 from tests.playing import params_of, rollout_of
 
 COUNTING = EnvConfig(id="tests.counting:Counting", copies=2)
@@ -166,3 +168,13 @@ def test_it_says_what_it_did_and_which_episodes_ended() -> None:
     ended = worker.take()
     assert len(ended[0]["return"]) == stats["counts"]["episodes"] > 0
     assert worker.take() == []
+
+
+def test_episodes_that_nobody_asks_for_take_no_more_memory_than_their_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "MAX_UNTOLD", 2)
+    worker = worker_of(Sink(), Differentiator(), length=12)
+
+    for _ in range(5):
+        worker.step()
+
+    assert len(worker.take()) == 2

@@ -18,13 +18,14 @@ from cluster.roles import FRESH, PARAMS, Start, actor_seed, build_algorithm, bui
 from cluster.run_folder import Run
 from starling.batches import batch_of
 from starling.config import Layer
+from starling.gradients import Push
 from starling.metrics import Meter, no_clock
 from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
 from starling.networks.modules import build_modules
 from starling.params import Layout, Params
 from starling.state import pack_state, unpack_state
-from starling.types import Place, Push
+from starling.types import Place
 from tests.test_resume import KilledError, keep
 
 UPDATES = 500
@@ -205,6 +206,20 @@ def test_a_slice_that_is_replaced_goes_on_from_its_last_state_under_higher_versi
     np.testing.assert_array_equal(new.values, unpack_state(newest).arrays["values"])
     assert new.push(push).why == "repeated"
     assert new.push(replace(push, step=1)).applied  # what the old one knew and the new one does not
+
+
+def test_versions_do_not_go_back_when_a_successor_dies_before_it_is_heard() -> None:
+    config = short()
+    spec = measure_spec(config.env)
+    first = build_slice(config, spec, 0, no_clock)
+    newest = pack_state(first.state())
+    unheard = build_slice(config, spec, 0, no_clock, generation=1, newest=newest)
+    gradient = np.ones(len(unheard.values), np.float32)
+    unheard.push(Push(worker=0, generation=0, step=0, version=0, gradient=gradient, norm=1.0, env_steps=5))
+
+    third = build_slice(config, spec, 0, no_clock, generation=2, newest=newest)
+
+    assert first.version < unheard.version < third.version
 
 
 def test_a_new_run_begins_with_the_arrays_that_it_is_given() -> None:

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from starling.errors import ConfigError
 from starling.networks import Dueling, Linear, Lone, Lstm, Mlp, NatureCnn, Network, state_specs
 from starling.networks.arrays import first_params, layout_of, num_params
+from starling.networks.description import SMALLEST
+from starling.networks.design import torso_for
 from starling.networks.forward import Recall, build_forward
 from starling.networks.modules import build_modules
 from starling.networks.numpy_forward import NumpyForward
@@ -49,6 +52,27 @@ def test_numpy_forward_equals_torch(spec: Spec, torso: Mlp) -> None:
     assert actual.keys() == expected.keys() == heads.keys()
     for name in heads:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def spec_of_frames(*shape: int) -> Spec:
+    return Spec(env="small:Frames", obs=ArraySpec(shape, "uint8"), action=ArraySpec((), "int64"), num_actions=3)
+
+
+@pytest.mark.parametrize("shape", [(3, 35, 84), (1, 8, 8), (84, 84, 3)])
+def test_frames_that_no_convolution_fits_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"frames must be \[channels, height, width\] with at least 36 .* small:Frames"
+    ):
+        torso_for(spec_of_frames(*shape), (64,), "relu")
+
+
+def test_the_smallest_frames_still_go_through() -> None:
+    spec = spec_of_frames(1, SMALLEST, SMALLEST)
+    networks = {"q": Network(torso=torso_for(spec, (64,), "relu"), heads={"q": Linear(outputs=3)})}
+
+    forward = TorchForward(networks, spec)
+
+    assert forward(observations(spec, 2))["q"].shape == (2, 3)
 
 
 def test_actors_get_numpy_for_mlps_and_torch_for_frames() -> None:

@@ -19,10 +19,9 @@ from param_server.writers import WINDOW, Writers
 from starling.codec import encode
 from starling.errors import CodecError, ConfigError, RunError
 from starling.gradient_wire import decode_push, decode_pushed, encode_push, encode_pushed
-from starling.gradients import clip_factor
+from starling.gradients import Gradient, Push, Pushed, Versions, clip_factor
 from starling.metrics import no_clock
 from starling.state import pack_state, unpack_state
-from starling.types import Gradient, Push, Pushed, Versions
 
 SIZE = 37
 PLAIN = SliceConfig(optimizer="sgd", learning_rate=1.0)  # each applied gradient is subtracted

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from param_server.config import SliceConfig
 from param_server.local import LocalSlices, make_slices
 from param_server.slices import ParamSlice, cut
+from starling.gradients import Gradient, GradientSink, Versions
 from starling.metrics import no_clock
-from starling.types import Gradient, GradientSink, Versions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
 
@@ -44,7 +44,7 @@ def slice_peer(index: int, generation: int = 0, begin_above: int = -1) -> Any:
 
 
 def slices_of(peers: Sequence[Any]) -> Any:
-    from cluster.handles import RemoteSlices
+    from cluster.remote_slices import RemoteSlices
 
     return RemoteSlices(peers, time.monotonic)
 
@@ -104,3 +104,35 @@ def test_a_worker_waits_for_a_slice_that_died_and_takes_its_successors_values() 
     np.testing.assert_array_equal(after[cut(SIZE, SLICES)[1]], values()[cut(SIZE, SLICES)[1]])
     push(sink, versions, 2)
     assert fetched(sink, versions)[0] == (3, 102)
+
+
+def test_values_of_a_slice_that_died_are_not_given_with_later_ones_of_the_others() -> None:
+    import ray
+
+    from cluster.remote_slices import RemoteValues
+
+    now = [0.0]
+    peers = [slice_peer(0), slice_peer(1, begin_above=6)]
+    reader, sink = RemoteValues(peers, lambda: now[0]), slices_of(peers)
+    versions, _ = fetched(sink, ())
+
+    def given_in_a_round() -> tuple[int, NDArray[np.float32]] | None:
+        now[0] += 1.0  # so that it asks once
+        given = reader.fetch(newer_than=0)
+        deadline = time.monotonic() + LIMIT_S
+        while given is None and any(map(len, reader.lines)):
+            assert time.monotonic() < deadline
+            given = reader.fetch(newer_than=0)
+        return given
+
+    assert given_in_a_round() is None  # the second slice is ahead, and has answered with its values
+    ray.kill(peers[1].handle)
+    push(sink, versions, 0)
+    until(lambda: "param_server[1], down for" in sink.must_wait())
+    assert given_in_a_round() is None
+    reader.lines[1].connect(slice_peer(1, generation=1, begin_above=100))
+    given = given_in_a_round()
+
+    assert given is not None
+    assert given[0] == 1
+    np.testing.assert_array_equal(given[1][cut(SIZE, SLICES)[1]], values()[cut(SIZE, SLICES)[1]])

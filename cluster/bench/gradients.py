@@ -16,8 +16,9 @@ from cluster.processes import LoopProcess, SliceProcess
 from param_server.config import SliceConfig
 from param_server.local import LocalSlices, make_slices
 from param_server.slices import ParamSlice
+from starling.gradients import Gradient, GradientSink, Versions
 from starling.metrics import Clock, Meter, no_clock
-from starling.types import Gradient, GradientSink, Progress, Versions
+from starling.types import Progress
 
 SIZES = {"mlp": 9_155, "cnn": 1_686_180}
 """Parameters: policy and value for CartPole, each of two hidden layers of 64, and the Nature CNN for four actions."""

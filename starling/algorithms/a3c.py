@@ -43,6 +43,7 @@ class A3cConfig:
         check(self.value_cost >= 0.0, f"algorithm.value_cost must be >= 0, got {self.value_cost}")
         check(self.entropy_cost >= 0.0, f"algorithm.entropy_cost must be >= 0, got {self.entropy_cost}")
         check(all(w >= 1 for w in self.hidden), f"algorithm.hidden must be widths >= 1, got {self.hidden}")
+        check(abs(self.log_std) <= 20.0, f"algorithm.log_std must be in [-20, 20], got {self.log_std}")
         check(self.memory >= 0, f"algorithm.memory must be >= 0, got {self.memory}")
 
 

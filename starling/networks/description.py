@@ -10,6 +10,9 @@ from starling.spec import ArraySpec
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each of the three."""
 
+SMALLEST = 36
+"""Height and width of the smallest frames that leave the last convolution something."""
+
 Activation = Literal["relu", "tanh"]
 
 

@@ -2,14 +2,20 @@
 
 from starling.distributions import policy_heads
 from starling.errors import check
-from starling.networks.description import Activation, Dueling, Linear, Lstm, Mlp, NatureCnn, Network, Torso
+from starling.networks.description import SMALLEST, Activation, Dueling, Linear, Lstm, Mlp, NatureCnn, Network, Torso
 from starling.spec import Spec
 
 
 def torso_for(spec: Spec, hidden: tuple[int, ...], activation: Activation) -> Torso:
     """Return the Nature CNN over frames, layers of these widths over anything else."""
-    frames = len(spec.obs.shape) == 3 and not spec.classes
-    return NatureCnn() if frames else Mlp(hidden=hidden, activation=activation)
+    if len(spec.obs.shape) != 3 or spec.classes:
+        return Mlp(hidden=hidden, activation=activation)
+    check(
+        min(spec.obs.shape[1:]) >= SMALLEST,
+        f"frames must be [channels, height, width] with at least {SMALLEST} of each of the last two; {spec.env} has "
+        f"{spec.obs.shape}: wrap it so that it transposes or enlarges them, or returns them flat",
+    )
+    return NatureCnn()
 
 
 def q_network(algorithm: str, spec: Spec, torso: Torso, dueling: bool, bias: bool = True) -> Network:
