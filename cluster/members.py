@@ -135,6 +135,10 @@ class Members:
         """Say whether a role has answered since it was made."""
         return self._members[name].beat is not None
 
+    def newest(self, name: str) -> Buffer | None:
+        """Return the state that a slice was last heard in, if it was."""
+        return self._members[name].newest
+
     def names(self) -> list[str]:
         """Return the name of every role."""
         return list(self._members)

@@ -124,9 +124,11 @@ def test_one_worker_learns_what_a_plain_loop_learns(kind: str, optimizer: type[t
 
 @pytest.mark.parametrize("preset", ["cartpole-a3c", "cartpole-async-q"])
 def test_the_number_of_slices_changes_no_bit(preset: str) -> None:
-    outcomes = [run(short(preset, params={"slices": slices}))[0] for slices in (1, 2, 4)]
+    runs = [run(short(preset, params={"slices": slices})) for slices in (1, 2, 4)]
 
+    outcomes, values = [outcome for outcome, _ in runs], [slices_values(events) for _, events in runs]
     assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert values[0].tobytes() == values[1].tobytes() == values[2].tobytes()  # the value network too
     assert outcomes[0].updates >= 80
 
 
