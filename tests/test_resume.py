@@ -5,16 +5,15 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.checkpoints import Checkpoints, load_checkpoint, load_to_resume
-from cluster.cli import main
 from cluster.config import Config, dump, load, parse
 from cluster.contents import replay_folder
 from cluster.local import run_local
@@ -26,6 +25,7 @@ from cluster.run_folder import Run, RunFolder
 from cluster.signals import STOPPING
 from cluster.terminal import QuietView
 from starling.metrics import no_clock
+from tests.test_cli import Said, starling
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = {
@@ -184,19 +184,6 @@ def test_the_stored_checkpoint_of_schema_1_still_goes_on(tmp_path: Path) -> None
     assert name == "step-132"
     assert load_checkpoint(run.path / "checkpoints", "best")[1]["mean"] == pytest.approx(0.8)
     assert end.updates > start.past.updates == 132
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def starling(*args: str) -> Said:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(args)
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
