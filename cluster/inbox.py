@@ -77,7 +77,7 @@ class Inbox:
             done += 1
         if done and self._path is not None:
             with suppress(OSError):  # a full disk ends nothing; a run that ends too stores the rest once more
-                _taken(self._path).write_text(f"{self._stored}\n")
+                _note_stored(self._path, self._stored)
         return done
 
     def _upcoming(self) -> tuple[int, Array] | None:
@@ -205,8 +205,22 @@ def _taken(path: Path) -> Path:
     return path.with_name(f".{path.name}{TAKEN}")
 
 
+def _note_stored(path: Path, stored: int) -> None:
+    fresh = _taken(path).with_suffix(".new")
+    fresh.write_text(" ".join(map(str, [stored, *_looks(path)])))
+    fresh.replace(_taken(path))  # at once: half a count would be none
+
+
 def _stored(path: Path) -> int:
+    """Return how many records of this very file are stored; a count that outlived another of its name says nothing."""
     try:
-        return int(_taken(path).read_text())
+        stored, *looks = map(int, _taken(path).read_text().split())
+        return stored if looks == _looks(path) else 0
     except (OSError, ValueError):
         return 0
+
+
+def _looks(path: Path) -> list[int]:
+    """Return what tells a file from a later one of its name, and stays when a run's folder is moved."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

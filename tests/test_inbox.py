@@ -127,6 +127,21 @@ def test_a_run_that_ends_goes_on_with_the_rest(world: World) -> None:
     assert again.files == []
 
 
+def test_a_file_begins_at_its_own_beginning_when_one_of_its_name_left_a_count(world: World) -> None:
+    path = deliver(world.folder, "data", [*sent(2), *sent(1, actor=1_000_001)]).path
+    world.shards.down = {1}
+    world.feed()
+    path.unlink()  # a run that died here had not come to remove the count
+    unrolls = [*sent(3, actor=1_000_002), *sent(1, actor=1_000_004)]
+    assert deliver(world.folder, "data", unrolls).path == path
+
+    again = World(world.folder)
+    again.feed()
+
+    assert again.shards.names == [(unroll.actor, unroll.sequence) for unroll in unrolls]
+    assert again.files == []
+
+
 def test_deliveries_of_one_name_are_taken_in_turn(world: World) -> None:
     paths = [deliver(world.folder, "data", sent(count)).path.name for count in (1, 2)]
 
