@@ -26,8 +26,8 @@ REFUSED = "refused"
 TAKEN = ".taken"  # how many records of a file are stored, beside it
 MAX_UNROLLS, MAX_S = 64, 0.05  # in one call
 
-Fill = Callable[[int, Array], bool]
-"""Gives a shard a packed unroll; False if it did not take it, now"""
+Fill = Callable[[int, Array, int], bool]
+"""Gives a shard a packed unroll, with its number in this inbox's life; False if nobody knows that it took it"""
 
 
 class Written(NamedTuple):
@@ -41,8 +41,9 @@ class Written(NamedTuple):
 class Inbox:
     """Hands recorded data to the shards between the turns of a run, a little at a time.
 
-    A file is gone when every unroll of it was stored; a run that ends before goes on with the rest. A file that
-    cannot be read is put aside and noted, with what came before the damage stored; it ends nothing.
+    An unroll that is handed over again, as no answer came in time, keeps its number, so that its shard takes it once.
+    A file is gone when every unroll of it was stored; a run that ends before goes on with the rest. A file that cannot
+    be read is put aside and noted, with what came before the damage stored; it ends nothing.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Inbox:
         self._path: Path | None = None  # that is being read
         self._unrolls: Iterator[tuple[int, Array]] = iter(())
         self._next: tuple[int, Array] | None = None  # the actor, and its unroll
+        self._number = 0  # of the next one, over all files
         self._stored = self._steps = 0  # of this file
 
     def feed(self, fill: Fill) -> int:
@@ -70,14 +72,15 @@ class Inbox:
         done, until = 0, self._clock() + MAX_S
         while done < MAX_UNROLLS and (not done or self._clock() < until):
             upcoming = self._upcoming()
-            if upcoming is None or not fill(upcoming[0] % self._shards, upcoming[1]):
+            if upcoming is None or not fill(upcoming[0] % self._shards, upcoming[1], self._number):
                 break
             self._next = None
+            self._number += 1
             self._stored += 1
             done += 1
         if done and self._path is not None:
             with suppress(OSError):  # a full disk ends nothing; a run that ends too stores the rest once more
-                _taken(self._path).write_text(f"{self._stored}\n")
+                _note_stored(self._path, self._stored)
         return done
 
     def _upcoming(self) -> tuple[int, Array] | None:
@@ -205,8 +208,22 @@ def _taken(path: Path) -> Path:
     return path.with_name(f".{path.name}{TAKEN}")
 
 
+def _note_stored(path: Path, stored: int) -> None:
+    fresh = _taken(path).with_suffix(".new")
+    fresh.write_text(" ".join(map(str, [stored, *_looks(path)])))
+    fresh.replace(_taken(path))  # at once: half a count would be none
+
+
 def _stored(path: Path) -> int:
+    """Return how many records of this very file are stored; a count that outlived another of its name says nothing."""
     try:
-        return int(_taken(path).read_text())
+        stored, *looks = map(int, _taken(path).read_text().split())
+        return stored if looks == _looks(path) else 0
     except (OSError, ValueError):
         return 0
+
+
+def _looks(path: Path) -> list[int]:
+    """Return what tells a file from a later one of its name, and stays when a run's folder is moved."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -92,8 +92,8 @@ class LocalRuntime:
         for index, actor in enumerate(self.of("actor")):
             actor.restart(*actor_seed(config, index, number))
 
-    def fill(self, shard: int, packed: Array) -> bool:
-        """Give a shard recorded data."""
+    def fill(self, shard: int, packed: Array, number: int) -> bool:
+        """Give a shard recorded data; its number says nothing where every call is answered."""
         self.roles[f"{SHARD}[{shard}]"].fill(wire.decode_unroll(packed), packed)
         return True
 

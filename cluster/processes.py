@@ -58,6 +58,7 @@ class ShardProcess:
         self._refusal = ""
         self._answers = wire.Answers()
         self._beats = 0
+        self._filled = -1  # the number of the newest recorded data
         try:
             self._shard = build(tell=self._news.append)
         except StarlingError as error:  # what it is to serve cannot be trusted: the supervisor is told
@@ -67,11 +68,14 @@ class ShardProcess:
         """Take one unroll; the answer acknowledges it."""
         return self._shard.insert(wire.decode_unroll(unroll), unroll)
 
-    def fill(self, unroll: Buffer) -> bool:
-        """Take recorded data, unless the disk is behind."""
+    def fill(self, unroll: Buffer, number: int) -> bool:
+        """Take recorded data, whose numbers only grow, unless the disk is behind; what comes again is here already."""
+        if number <= self._filled:
+            return True
         if self._shard.must_wait():
             return False
         self._shard.fill(wire.decode_unroll(unroll), unroll)
+        self._filled = number
         return True
 
     def credit(self) -> tuple[int, str]:

@@ -190,8 +190,8 @@ class Supervisor:
         for name, beat in beats.items():
             self._course.hear(int(name.partition("[")[2].rstrip("]")), beat.news)
 
-    def _fill(self, shard: int, packed: Array) -> bool:
-        return bool(self._members.ask(f"{SHARD}[{shard}]", "fill", packed, limit_s=SERVER_LIMIT_S))
+    def _fill(self, shard: int, packed: Array, number: int) -> bool:
+        return bool(self._members.ask(f"{SHARD}[{shard}]", "fill", packed, number, limit_s=SERVER_LIMIT_S))
 
     def _stats(self) -> dict[str, Any]:
         return {name: self._members.stats(name) for name in self._members.names()}

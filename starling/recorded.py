@@ -154,10 +154,12 @@ def refuse_misfit(unroll: Unroll, columns: Mapping[str, ArraySpec], origin: str)
         )
     ended = unroll.columns["acted"] & (unroll.columns["terminated"] | unroll.columns["truncated"])
     final, obs = unroll.final_obs, columns["obs"]
-    if not np.array_equal(unroll.final_at, np.flatnonzero(ended)) or final.shape != (ended.sum(), *obs.shape):
-        raise DataError(
-            f"{origin}: final_obs must be one observation for each of {ended.sum()} ends, got {final.shape}"
-        )
+    at_ends = _are_rows(unroll.final_at) and np.array_equal(unroll.final_at, np.flatnonzero(ended))
+    if not at_ends or final.dtype != obs.dtype or final.shape != (ended.sum(), *obs.shape):
+        rule = f"final_obs must be one observation for each of {ended.sum()} ends"
+        raise DataError(f"{origin}: {rule}, got {final.dtype} {final.shape}")
+    _refuse_other_priorities(unroll, origin)
+    _refuse_other_starts(unroll, origin)
 
 
 def refuse_values(unroll: Unroll, spec: Spec, origin: str) -> None:
@@ -183,6 +185,29 @@ def refuse_values(unroll: Unroll, spec: Spec, origin: str) -> None:
     for name, array in floats.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(f"{origin}: {name} must be finite, got values that are not")
+
+
+def _refuse_other_priorities(unroll: Unroll, origin: str) -> None:
+    known = unroll.priorities
+    if known is None:
+        return
+    steps, copies = unroll.columns["acted"].shape
+    if known.dtype != np.float32 or known.ndim != 2 or len(known) < steps or known.shape[1] != copies:
+        rule = f"priorities must be float32 of at least {steps} steps of {copies} copies"
+        raise DataError(f"{origin}: {rule}, got {known.dtype} {known.shape}")
+
+
+def _refuse_other_starts(unroll: Unroll, origin: str) -> None:
+    at = unroll.start_at
+    if not _are_rows(at) or not np.isin(at, np.flatnonzero(unroll.columns["acted"])).all() or (np.diff(at) <= 0).any():
+        raise DataError(f"{origin}: start_at must be real steps, ascending, got {at.dtype} {at.shape}")
+    for name, states in unroll.starts.items():
+        if states.shape[:1] != at.shape:
+            raise DataError(f"{origin}: starts of {name} must be one for each of {len(at)} steps, got {states.shape}")
+
+
+def _are_rows(at: Array) -> bool:
+    return at.dtype.kind == "i" and at.ndim == 1
 
 
 def _spans(recorded: Recorded, length: int) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 
 from cluster.inbox import MAX_UNROLLS, Inbox, deliver, write_segment
+from cluster.processes import ShardProcess
+from replay_server.durable import DurableShard
 from replay_server.storage import columns_of
 from starling import wire
 from starling.errors import DataError
 from starling.metrics import no_clock
 from starling.spec import ArraySpec
 from starling.types import Array, Unroll
-from tests.replay_worlds import EXTRA, SPEC, CountingWorld
+from starling.windows import Window
+from tests.replay_worlds import EXTRA, SPEC, CountingWorld, make_shard
 
 COLUMNS = columns_of(SPEC, EXTRA)
 
@@ -31,7 +35,7 @@ class Shards:
         self.got: list[tuple[int, Unroll]] = []
         self.down: set[int] = set()
 
-    def __call__(self, shard: int, packed: Array) -> bool:
+    def __call__(self, shard: int, packed: Array, number: int) -> bool:
         if shard in self.down:
             return False
         self.got.append((shard, wire.decode_unroll(packed)))
@@ -114,6 +118,23 @@ def test_a_shard_that_is_down_gets_its_part_when_it_is_back(world: World) -> Non
     assert world.shards.names == [(unroll.actor, unroll.sequence) for unroll in unrolls]
 
 
+def test_what_a_shard_took_without_answering_in_time_is_stored_once(world: World) -> None:
+    shard = DurableShard(make_shard(Window(length=2), capacity=200), None, no_clock)
+    process, calls = ShardProcess(lambda tell: shard), count()
+    unrolls = sent(4)
+    for part in (unrolls[:2], unrolls[:2], unrolls[2:]):  # the same data twice is no repetition
+        deliver(world.folder, "data", part)
+
+    def late(_: int, packed: Array, number: int) -> bool:
+        return process.fill(packed, number) and next(calls) % 2 == 1  # the first answer to each is lost
+
+    for _ in range(12):
+        world.inbox.feed(late)
+
+    assert shard.stats()["counts"]["unrolls_filled"] == 6
+    assert [facts["unrolls"] for _, facts in world.notes] == [2, 2, 2]
+
+
 def test_a_run_that_ends_goes_on_with_the_rest(world: World) -> None:
     unrolls = [*sent(2), *sent(2, actor=1_000_001)]
     deliver(world.folder, "data", unrolls)
@@ -124,6 +145,21 @@ def test_a_run_that_ends_goes_on_with_the_rest(world: World) -> None:
     again.feed()
 
     assert again.shards.names == [(unroll.actor, unroll.sequence) for unroll in unrolls[2:]]
+    assert again.files == []
+
+
+def test_a_file_begins_at_its_own_beginning_when_one_of_its_name_left_a_count(world: World) -> None:
+    path = deliver(world.folder, "data", [*sent(2), *sent(1, actor=1_000_001)]).path
+    world.shards.down = {1}
+    world.feed()
+    path.unlink()  # a run that died here had not come to remove the count
+    unrolls = [*sent(3, actor=1_000_002), *sent(1, actor=1_000_004)]
+    assert deliver(world.folder, "data", unrolls).path == path
+
+    again = World(world.folder)
+    again.feed()
+
+    assert again.shards.names == [(unroll.actor, unroll.sequence) for unroll in unrolls]
     assert again.files == []
 
 

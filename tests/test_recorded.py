@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -297,3 +298,38 @@ def test_an_unroll_that_no_shard_could_store_is_refused(columns: dict[str, Any],
 
     with pytest.raises(DataError, match=sentence):
         refuse_misfit(unroll, columns_of(SPEC, EXTRA), "unroll 3")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"priorities": np.ones((5, 3), np.float32)},
+            "priorities must be float32 of at least 5 steps of 2 copies, got",
+        ),
+        ({"priorities": np.ones((4, 2), np.float32)}, r"priorities must be .*, got float32 \(4, 2\)"),
+        ({"priorities": np.ones(10, np.float32)}, r"priorities must be .*, got float32 \(10,\)"),
+        ({"priorities": np.full((5, 2), "x")}, "priorities must be .*, got <U1"),
+        ({"start_at": np.array([10])}, "start_at must be real steps, ascending"),
+        ({"start_at": np.array([1, 0])}, "start_at must be real steps, ascending"),
+        ({"start_at": np.array([0.0])}, "start_at must be real steps, ascending, got float64"),
+        ({"start_at": np.array(0)}, "start_at must be real steps, ascending"),
+        ({"starts": {"h": np.zeros((2, 3))}}, r"starts of h must be one for each of 0 steps, got \(2, 3\)"),
+        ({"final_at": np.empty(0)}, "final_obs must be one observation"),
+        ({"final_obs": np.empty((0, 2), "U1")}, "final_obs must be one observation"),
+    ],
+)
+def test_what_comes_beside_the_columns_is_checked_too(changed: dict[str, Any], sentence: str) -> None:
+    unroll = CountingWorld(np.random.default_rng(0), end_probability=0.0, next_step=False).unroll(5)
+
+    with pytest.raises(DataError, match=f"unroll 3: {sentence}"):
+        refuse_misfit(replace(unroll, **changed), columns_of(SPEC, EXTRA), "unroll 3")
+
+
+def test_what_an_actor_sends_beside_the_columns_passes() -> None:
+    world = CountingWorld(np.random.default_rng(0), period=2)
+    unroll = replace(world.unroll(5), priorities=np.full((7, 2), np.nan, np.float32))  # 2 rows are carried
+
+    refuse_misfit(unroll, columns_of(SPEC, EXTRA), "unroll 3")
+
+    assert unroll.start_at.size
