@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from cluster.config import Config, dump
+from cluster.contents import Contents, shard_states
 from cluster.frames import Inbox, Orders, Refusal, send
 from cluster.ray_node import OBJECT_STORE_BYTES, RayNode
 from cluster.report import CheckpointDue, Event, Noted, Outcome, Sample
@@ -52,6 +53,7 @@ class Launcher:
             contents=start.contents,
             **as_row(start.past),
         )
+        self._restored: set[str] = set()  # shards that held what they were to begin with
         self._outcome: Outcome | None = None
 
     def run(self) -> Outcome:
@@ -61,8 +63,7 @@ class Launcher:
             if self._outcome is not None:
                 return self._outcome
             self._note("supervisor_lost", attempt=attempt, exit_code=code, log=log)
-            if not self._orders.contents.startswith("moved"):  # to no checkpoint yet: the shards know how far they got
-                self._orders = replace(self._orders, contents="newest")
+            self._orders = replace(self._orders, contents=next_contents(self._orders, self._restored))
             if self._stopped():
                 return self._cut_short()
         raise RoleError(
@@ -135,6 +136,8 @@ class Launcher:
         if isinstance(message, Sample | CheckpointDue):
             counters = {name: getattr(message, name) for name in ("env_steps", "updates", "elapsed_s")}
             self._orders = replace(self._orders, **counters)
+        if isinstance(message, Noted) and message.what == "replay_restored":
+            self._restored.add(str(message.facts["role"]))
         if isinstance(message, CheckpointDue):
             self._orders = replace(self._orders, version=message.version, params=message.params)
             if message.states:
@@ -145,6 +148,17 @@ class Launcher:
 
     def _note(self, what: str, **facts: Any) -> None:
         self._report(Noted(elapsed_s=self._orders.elapsed_s, what=what, facts=facts))
+
+
+def next_contents(orders: Orders, restored: Collection[str]) -> Contents:
+    """Return what the shards begin with under the next supervisor, when these were restored under the last ones.
+
+    What belongs to the future that was given up stays out until every shard has let go of it. A move goes on, to no
+    checkpoint yet: the shards know how far they got.
+    """
+    named = [name for name, state in shard_states(orders.states).items() if "snapshot" in state.meta]
+    unfinished = orders.contents == "exact" and any(name not in restored for name in named)
+    return orders.contents if unfinished or orders.contents.startswith("moved") else "newest"
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int:

@@ -45,13 +45,26 @@ def require_snapshots(folder: Path, states: Mapping[str, State]) -> None:
 
 
 def prune_unnamed(folder: Path, named: Collection[str]) -> None:
-    """Remove the snapshots that no checkpoint names, but for those that may be part of the next one."""
-    for shard in folder.glob("shard-*"):
-        newest_first = [path.name for path in snapshot_paths(shard)]
-        known = [place for place, name in enumerate(newest_first) if name in named]
-        prune_snapshots(shard, {*named, *newest_first[: known[0] if known else 0]})
+    """Remove the snapshots that no checkpoint names, but for those that may be part of the next one.
+
+    Those are newer than the shard's newest one that is named; if it has none, than the newest named one of any shard.
+    """
+    times = {shard: _times(shard) for shard in folder.glob("shard-*")}
+    newest = {shard: max((own[name] for name in own if name in named), default=0) for shard, own in times.items()}
+    for shard, own in times.items():
+        since = newest[shard] or max(newest.values())
+        prune_snapshots(shard, {*named, *(name for name, written in own.items() if written >= since)})
     if named:
         shutil.rmtree(folder / MOVED, ignore_errors=True)  # it is in a checkpoint of the shards that have it now
+
+
+def _times(shard: Path) -> dict[str, int]:
+    """Return when each of a shard's snapshots was written, in the clock of the disk."""
+    found = {}
+    for path in snapshot_paths(shard):
+        with suppress(FileNotFoundError):  # its shard may drop one meanwhile
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def disk_bytes(folder: Path) -> int:

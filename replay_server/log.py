@@ -91,14 +91,23 @@ class LiveLog:
         return [self._folder / segment.file for segment in gone]
 
     def sync(self) -> None:
-        """Force to the disk all that was appended before."""
+        """Force to the disk all that was appended before; raises the first error, after every file was tried.
+
+        A file that is finished is let go of in any case: one that cannot be forced would only hold a descriptor.
+        """
+        errors = []
         with self._syncing:
             for writer in list(self._unsynced):
                 finished = writer is not self._writer  # asked first: afterwards nothing is written to it
-                writer.sync()
+                try:
+                    writer.sync()
+                except OSError as error:
+                    errors.append(error)
                 if finished:
                     self._unsynced.remove(writer)
                     writer.close()
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """Let go of all files, without forcing them to the disk."""

@@ -71,7 +71,7 @@ class Router:
         self._sampled = 0
         self._settled = (0, 0)  # windows inserted and sampled before the contents were lost: no debt of anybody's
         self._takes_over = takes_over  # from a router that died: what was inserted until now is no debt
-        self._strangers = set(range(shards))  # not heard yet
+        self._strangers = set(range(shards)) if takes_over else set[int]()  # not heard yet
         self._largest_priority = 1.0
         self._asked: list[deque[Draw | None]] = [deque() for _ in range(shards)]  # None: asked for no windows
         self._changed: list[list[Changed]] = [[] for _ in range(shards)]
@@ -234,6 +234,7 @@ class Router:
             else:
                 self._silent.discard(shard)
                 self._hear(shard, reply)
+            self._end_takeover()
             if draw is None:
                 continue
             draw.replies[shard] = reply or nothing(len(draw.asked))
@@ -245,16 +246,26 @@ class Router:
         """Note what a shard holds; what it took before it was replaced stays in the account."""
         self._masses[shard], self._sizes[shard] = reply.mass, reply.size
         origin, own = self._heard[shard]
+        before = self._line()
         self._inserted[shard] += reply.inserted - (own if reply.origin == origin else 0)
         self._heard[shard] = reply.origin, reply.inserted
-        self._strangers.discard(shard)
-        if self._takes_over and not self._strangers:
+        if shard in self._strangers:
+            self._strangers.remove(shard)
+            self._sampled += self._line() - before  # also of one that was dead when the others were settled
+
+    def _end_takeover(self) -> None:
+        """Begin to sample once every shard was heard, but for those that do not answer."""
+        if self._takes_over and self._strangers <= self._silent:
             self._takes_over = False
             self._owe_nothing()
 
-    def _owe_nothing(self) -> None:
+    def _line(self) -> int:
+        """Return how many windows count as sampled when nothing is owed."""
         inserted, sampled = self._settled
-        self._sampled = sampled + self._limiter.settled(sum(self._inserted) - inserted)
+        return sampled + self._limiter.settled(sum(self._inserted) - inserted)
+
+    def _owe_nothing(self) -> None:
+        self._sampled = self._line()
 
     def _assemble(self, draw: Draw) -> None:
         replies = [draw.replies[shard] for shard in range(len(self._asked))]

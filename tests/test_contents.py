@@ -1,5 +1,6 @@
 """What shards begin with: what they held before, exactly or with all since, also when there are others now."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from cluster.contents import Contents, Replay, replay_folder, shard_folder
-from cluster.snapshots import disk_bytes, prune_unnamed, require_snapshots, snapshot_name
+from cluster.snapshots import disk_bytes, has_snapshots, prune_unnamed, require_snapshots, snapshot_name
 from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
 from replay_server.shard import ReplayShard
+from replay_server.snapshots import SNAPSHOTS
 from starling.errors import RunError
 from starling.metrics import no_clock
 from starling.state import State
@@ -221,6 +223,19 @@ def test_a_snapshot_that_is_newer_than_every_checkpoint_is_not_pruned(tmp_path: 
     prune_unnamed(tmp_path, {str(state.meta["snapshot"]) for state in states.values()})
 
     require_snapshots(tmp_path, states)
+    require_snapshots(tmp_path, newer)
+
+
+def test_a_new_snapshot_of_a_shard_that_is_in_no_checkpoint_is_not_pruned(tmp_path: Path) -> None:
+    service, states = begun(tmp_path)
+    first = str(states["replay_server[1]"].meta["snapshot"])
+    shutil.rmtree(shard_folder(tmp_path, 1) / SNAPSHOTS / first)  # as if it had failed
+    newer = service.taken("000002-ffffffff")
+
+    prune_unnamed(tmp_path, {first})
+    prune_unnamed(tmp_path, set())
+
+    assert has_snapshots(tmp_path)
     require_snapshots(tmp_path, newer)
 
 

@@ -16,6 +16,7 @@ import pytest
 from replay_server.journal import BACKLOG_BYTES
 from replay_server.log import LIVE, segment_paths
 from replay_server.restoring import restore_exactly, restore_live
+from replay_server.segments import Position, segment_name
 from replay_server.shard import ReplayShard
 from replay_server.snapshots import SNAPSHOTS, prune_snapshots
 from starling.errors import RunError
@@ -209,6 +210,24 @@ def test_new_trouble_is_said_anew(tmp_path: Path) -> None:
         shard.insert(unroll)
 
     assert len(shard.stats()["notes"]) == shard.stats()["counts"]["unrolls_not_kept"] == 3
+
+
+def test_a_file_that_cannot_be_forced_keeps_no_later_one_from_the_disk(tmp_path: Path) -> None:
+    first, forced = segment_name(Position().serial), set[str]()
+
+    def sync(file: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        if path.endswith(first):
+            raise OSError(errno.EIO, "Input/output error")
+        forced.add(path)
+
+    shard = durable(tmp_path, journal={"sync": sync}, fsync_every_s=1e9, segment_bytes=1)
+    for unroll in unrolls_of(5):
+        shard.insert(unroll)
+    shard.close()
+
+    assert {str(path) for path in segment_paths(tmp_path / LIVE)[1:]} <= forced
+    assert "cannot be forced to the disk (Input/output error)" in shard.stats()["notes"][0]
 
 
 def test_a_snapshot_that_cannot_be_written_fails_and_a_later_one_does_not(tmp_path: Path) -> None:

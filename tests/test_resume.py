@@ -336,6 +336,22 @@ def test_contents_that_are_gone_are_declared_lost_and_learning_waits_again(runs:
     ]
 
 
+def test_a_replays_folder_is_found_from_wherever_the_run_is_resumed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--run", "b", "--runs", str(runs), "--replay.folder", "fast", "--quiet"]
+    assert starling("train", str(runs / "a.toml"), *flags).code == 0
+
+    monkeypatch.chdir(runs)
+    said = resume(runs, "--total-steps", "1500", "--plain", run="b")
+
+    assert load(str(runs / "b" / "config.toml")).replay.folder == str(tmp_path / "fast")
+    assert said.code == 0
+    assert "are lost" not in said.out
+    assert not (runs / "fast").exists()
+
+
 def test_a_replays_folder_is_not_taken_from_a_run_of_the_same_name(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "fast" / "a").mkdir(parents=True)
 

@@ -260,11 +260,10 @@ def test_a_sink_names_the_shard_that_its_actor_waits_for() -> None:
 
 
 class Shifting:
-    """One shard that answers late, and may be replaced: the test decides what comes."""
+    """Shards that answer late, and may be replaced: the test decides what comes."""
 
-    num_shards = 1
-
-    def __init__(self) -> None:
+    def __init__(self, num_shards: int = 1) -> None:
+        self.num_shards = num_shards
         self.requests: list[SampleRequest] = []
         self.coming: list[tuple[int, SampleReply | None]] = []
 
@@ -313,6 +312,27 @@ def test_a_router_that_takes_over_owes_nothing_for_what_was_inserted_before() ->
     line = 2.0 * (50_000 - 100)
     assert line <= router.stats()["gauges"]["sampled"] <= line + 2 * 64
     assert source.requests[-1].insert_limit >= 50_000
+
+
+def test_a_router_that_takes_over_does_not_wait_for_a_dead_shard_and_owes_it_nothing_when_it_returns() -> None:
+    source = Shifting(num_shards=2)
+    router = routed(source, takes_over=True)
+    router.take()
+
+    source.coming = [(0, empty_reply(inserted=50_000, size=1_000)), (1, None)]
+    router.take()
+    asked = [request.counts for request in source.requests]
+    before = router.stats()["gauges"]["sampled"]
+    source.coming = [(1, empty_reply(inserted=30_000, size=1_000))]
+    router.take()
+    after = router.stats()["gauges"]["sampled"]
+    source.coming = [(1, empty_reply(inserted=30_500, size=1_000))]
+    router.take()
+
+    assert asked[-2:] == [[32], [0]]
+    assert before == 2 * (50_000 - 100) + 64  # two batches are on their way
+    assert after == before + 2 * 30_000
+    assert router.stats()["gauges"]["sampled"] == after  # what came since is owed
 
 
 def test_a_new_ratio_is_no_debt_for_what_is_past() -> None:

@@ -125,7 +125,14 @@ def main(args: list[str], engine: Engine | None = None) -> int:
 
 
 def _load(source: str, flags: Sequence[Flag], options: TrainOptions) -> Config[Any]:
-    return load(source, flags, *_goal(options), also=[key for key, _ in leaves(TrainOptions)])
+    return _settled(load(source, flags, *_goal(options), also=[key for key, _ in leaves(TrainOptions)]))
+
+
+def _settled(config: Config[Any]) -> Config[Any]:
+    """Return the settings with a replay's folder that is the same one wherever the run is resumed from."""
+    if not isinstance(config, ReplayRun) or not config.replay.folder:
+        return config
+    return replace(config, replay=replace(config.replay, folder=str(Path(config.replay.folder).resolve())))
 
 
 def _to_resume(before: list[str], options: TrainOptions) -> Run | None:
