@@ -96,6 +96,7 @@ def test_a_supervisor_that_is_killed_is_followed_by_another_one(tmp_path: Path) 
         old = run.marks()
         kill(supervisor.pid)
 
+        run.until(lambda: len(run.events("began")) == 2, "another beginning")
         run.until(lambda: run.updates() > before + 50, "updates under the next supervisor")
 
         assert run.events("supervisor_lost")[0]["exit_code"] == -signal.SIGKILL
