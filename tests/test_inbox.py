@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cluster.inbox import MAX_UNROLLS, Inbox, deliver, write_segment
-from cluster.processes import ShardProcess
 from replay_server.durable import DurableShard
 from replay_server.storage import columns_of
 from starling import wire
@@ -119,6 +118,8 @@ def test_a_shard_that_is_down_gets_its_part_when_it_is_back(world: World) -> Non
 
 
 def test_what_a_shard_took_without_answering_in_time_is_stored_once(world: World) -> None:
+    from cluster.processes import ShardProcess  # Ray reads its environment when it is imported: not before `own_ray`
+
     shard = DurableShard(make_shard(Window(length=2), capacity=200), None, no_clock)
     process, calls = ShardProcess(lambda tell: shard), count()
     unrolls = sent(4)

@@ -78,6 +78,13 @@ def test_actors_and_servers_start_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
+def test_collecting_the_tests_imports_no_ray() -> None:
+    modules = [f"tests.{path.stem}" for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    script = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; sys.exit('ray' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
 def test_all_packages_come_from_one_directory() -> None:
     found = {package: find_spec(package) for package in PACKAGES}
 
