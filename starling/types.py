@@ -6,7 +6,7 @@ Arrays are numpy on the wire and in actors and servers; the learner's `Batch` ho
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,7 @@ class Batch:
     first: Any = None  # [L + 1, B] bool, True where an episode begins; only of whole unrolls, as the two below
     final_at: Any = None  # [F] t * B + b of each step that ended an episode, ascending
     final_obs: Any = None  # [F, ...] the observations after them: what a truncated step bootstraps from
+    progress: float = 0.0  # from 0 to 1, how far the learner's annealing is: for schedules that belong to a loss
 
 
 class Act(NamedTuple):
@@ -149,6 +150,13 @@ class Nets(Protocol):
         """Return the module's outputs without a graph: for targets."""
 
 
+class Optimizing(Protocol):
+    """The learner's optimizers as an algorithm's own update sees them."""
+
+    def step(self, losses: Mapping[str, Any]) -> bool:
+        """Take one step per group that is due; False, having moved nothing, if anything is not finite."""
+
+
 class Acting(Protocol):
     """The half of an algorithm that actors use: numpy in, numpy out, no torch."""
 
@@ -194,6 +202,14 @@ class Algorithm(Acting, Protocol):
         """Return the losses of a batch; `rng` is a torch.Generator."""
 
 
+@runtime_checkable
+class Updating(Protocol):
+    """An algorithm that makes more of a batch than one step on its losses: epochs of minibatches, a line search."""
+
+    def update(self, nets: Nets, optimizers: Optimizing, batch: Batch, rng: Any) -> Losses | None:
+        """Learn all there is to learn from a batch, and return the last losses; None if nothing of it was finite."""
+
+
 class Progress(NamedTuple):
     """What one `step()` of a loop role did: work by kind, or the reason why it waits."""
 
@@ -208,6 +224,7 @@ class InsertReply:
     credit: int  # windows that this shard still takes; at 0 its writers wait
     accepted: bool = True  # False: refused as a duplicate or by fencing
     waits: str = ""  # for what, if there is no credit for another reason than the samples-per-insert account
+    ask_after_s: float = 0.0  # how long it makes no sense to ask for credit again; 0: the writer's own habit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +278,13 @@ class WindowSource(Protocol):
 
     def update_priorities(self, ticket: Ticket, priorities: NDArray[np.float64]) -> None:
         """Set the priorities of a batch's windows; they travel with a later request."""
+
+
+class UnrollSource(Protocol):
+    """Where a learner of whole unrolls gets them: a bounded queue, or one unroll of each actor."""
+
+    def take(self, version: int) -> list[Unroll] | str:
+        """Return the next update's unrolls for a learner at this version, or the reason why there are none."""
 
 
 class ReplaySink(Protocol):
