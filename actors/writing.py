@@ -46,7 +46,7 @@ class Part:
         self, first: int, num_copies: int, window: Window | None, extras: Sequence[str], explore: Array
     ) -> None:
         self.span = slice(first, first + num_copies)  # of the actor's copies
-        self.t = 0  # the row that is written next
+        self.t = self.length = 0  # the row that is written next, and how many there are
         self.age = np.zeros(num_copies, np.int32)
         self.columns: Columns = {}
         self._returns = np.zeros(num_copies)
@@ -57,6 +57,7 @@ class Part:
     def begin(self, sheet: "Sheet") -> None:
         """Write into this unroll, from its first row on."""
         self.t = 0
+        self.length = len(sheet.taken)
         self.columns = {name: column[:, self.span] for name, column in sheet.columns.items()}
         self._taken, self._value, self._after = (j[:, self.span] for j in (sheet.taken, sheet.value, sheet.after))
         self._endings, self._starts = sheet.endings, sheet.starts
@@ -92,13 +93,18 @@ class Part:
             self.age[ended] = 0
         self.t = t + 1
 
-    def starting(self) -> NDArray[np.intp]:
+    @property
+    def done(self) -> bool:
+        """Whether every row is written: what comes next is the next unroll's first."""
+        return self.t == self.length
+
+    def starting(self) -> NDArray[np.int64]:
         """Return the copies whose recurrent state an unroll keeps if they take a step in the next row."""
         if self._window:
             return np.flatnonzero(self.age % self._window.period == 0)
-        return np.arange(len(self.age) if self.t == 0 else 0)
+        return np.arange(len(self.age) if self.t == 0 or self.done else 0)
 
-    def start(self, copies: NDArray[np.intp], states: Columns) -> None:
+    def start(self, copies: NDArray[np.int64], states: Columns) -> None:
         """Keep the states that went into the last row in these copies, where they took a step."""
         t = self.t - 1
         if self._window:
@@ -108,9 +114,10 @@ class Part:
 
     def fresh(self) -> NDArray[np.bool_]:
         """Return the copies whose next row begins an episode, or is only a reset."""
-        return self.age == 0
+        fresh: NDArray[np.bool_] = self.age == 0
+        return fresh
 
-    def judge_last(self, copies: NDArray[np.intp], value: Array) -> None:
+    def judge_last(self, copies: NDArray[np.int64], value: Array) -> None:
         """Write what the observations after the last row are worth, where an episode was truncated there."""
         self._after[self.t - 1, copies] = value
 
@@ -119,8 +126,9 @@ class Part:
         self.age[:] = 0
         self._returns[:] = 0.0
 
-    def _at(self, t: int, copies: NDArray[np.intp]) -> NDArray[np.int64]:
-        return t * self._num_copies + self.span.start + copies
+    def _at(self, t: int, copies: NDArray[np.int64]) -> NDArray[np.int64]:
+        at: NDArray[np.int64] = copies + t * self._num_copies + self.span.start
+        return at
 
 
 class Writer:
@@ -166,7 +174,8 @@ class Writer:
         """Begin an unroll of `length` rows, and return its columns."""
         shape = (length, self._place.num_copies)
         columns = {name: np.empty(shape + spec.shape, spec.dtype) for name, spec in self._specs.items()}
-        self._sheet = Sheet(*np.zeros((3, *shape), np.float32), columns, Endings(), Starts())
+        taken, value, after = np.zeros((3, *shape), np.float32)
+        self._sheet = Sheet(taken, value, after, columns, Endings(), Starts())
         for part in self.parts:
             part.begin(self._sheet)
         return columns

@@ -11,7 +11,7 @@ from actors.envs import make_copies
 from actors.evaluator import Evaluator
 from actors.gradients import GradientWorker
 from actors.rollout import Rollout
-from actors.worker import Actor
+from actors.worker import Actor, OwnNetworks
 from cluster.config import Config, GradientsRun, ReplayRun, algorithm_name
 from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
@@ -146,7 +146,7 @@ def build_actor(
         Place(index, config.actor.num, config.env.copies),
         *actor_seed(config, index, start.past.number, generation),
     )
-    return Actor(config.actor, rollout, sink, params, clock)
+    return Actor(config.actor, OwnNetworks(rollout, params, config.actor.fetch_every), sink, clock)
 
 
 def build_learner(
