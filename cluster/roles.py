@@ -162,6 +162,8 @@ def build_learner(
     """Return the learner and the router through which it samples."""
     import torch  # only the learner's process pays for it
 
+    from learner.device import device_of
+    from learner.feeds import ReplayFeed
     from learner.worker import Learner
 
     if config.runtime == "ray":  # in a process of its own; shards that share it count on denormals
@@ -171,7 +173,10 @@ def build_learner(
     sizes = config.learner.batch_size, config.learner.batches_per_request, config.learner.requests_ahead
     router = Router(source, config.replay, router_rng, clock, *sizes, takes_over=generation > 0)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
-    learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
+    algorithm = build_algorithm(config)
+    assert algorithm.window is not None, "only windows are replayed"
+    feed = ReplayFeed(router, device_of(config.learner), algorithm.window)
+    learner = Learner(config.learner, algorithm, spec, feed, publisher, seed, clock)
     learner.initialise(start.arrays)
     newest = _newest(params, config) if generation else start.newest
     start.restore("learner[0]", learner, 0 if newest is None else generation)
