@@ -32,6 +32,10 @@ class Heard:
         self._newest[unroll.actor] = number
         return True
 
+    def clear(self) -> None:
+        """Forget what came."""
+        self._newest.clear()
+
 
 def version_of(unroll: Unroll) -> int:
     """Return the version of the oldest parameters that acted in it."""

@@ -21,8 +21,10 @@ class Lineup:
         self._clock = clock
         self._lock = Lock()
         self._came = Event()
+        self._held: dict[int, Unroll] = {}  # by actor
+        self._heard = Heard()
+        self._version, self._since = 0, clock()  # what was asked for last, and since when
         self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
-        self._begin()
 
     def insert(self, unroll: Unroll) -> InsertReply:
         """Take one unroll, unless it came before, or its actor was replaced or has a newer one here already."""
@@ -71,15 +73,10 @@ class Lineup:
     def restore(self, state: State) -> None:
         """Begin anew, and empty."""
         with self._lock:
-            self._begin()
+            self._held.clear()
+            self._heard.clear()
 
     def stats(self) -> dict[str, Any]:
         """Return what was dropped, and how many actors have sent their unroll."""
         with self._lock:
             return {"counts": dict(self._counts), "gauges": {"queued": float(len(self._held))}}
-
-    def _begin(self) -> None:
-        self._held: dict[int, Unroll] = {}
-        self._heard = Heard()
-        self._version = 0
-        self._since = self._clock()

@@ -42,7 +42,10 @@ class UnrollQueue:
         self._clock = clock
         self._lock = Lock()
         self._came = Event()
-        self._begin()
+        self._held: deque[Held] = deque()
+        self._heard = Heard()
+        self._taken_at: float | None = None
+        self._gap_s = 0.0  # between updates, on average
         self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
 
     def insert(self, unroll: Unroll) -> InsertReply:
@@ -85,18 +88,13 @@ class UnrollQueue:
     def restore(self, state: State) -> None:
         """Begin anew, and empty."""
         with self._lock:
-            self._begin()
+            self._held.clear()
+            self._heard.clear()
 
     def stats(self) -> dict[str, Any]:
         """Return what was dropped, and how full it is."""
         with self._lock:
             return {"counts": dict(self._counts), "gauges": {"queued": float(len(self._held))}}
-
-    def _begin(self) -> None:
-        self._held: deque[Held] = deque()
-        self._heard = Heard()
-        self._taken_at: float | None = None
-        self._gap_s = 0.0  # between updates, on average
 
     def _room(self, actor: int) -> int:
         return self._share(actor) - sum(held.unroll.actor == actor for held in self._held)
