@@ -43,6 +43,8 @@ class Policy:
                 x = x + self.arrays[f"{name}.bias"][:, None, None]
             elif kind == "linear":
                 x = x.reshape(len(x), -1) @ self.arrays[f"{name}.weight"].T + self.arrays.get(f"{name}.bias", 0)
+            elif kind == "norm":  # clipped in standard deviations
+                x = np.clip((x - self.arrays[f"{name}.mean"]) / self.arrays[f"{name}.deviation"], -more[0], more[0])
             elif kind == "values":
                 x = np.repeat(self.arrays[name][None], len(x), 0)
             else:

@@ -48,3 +48,8 @@ class Spec:
     def features(self) -> int:
         """Length of an observation as a flat vector of inputs."""
         return sum(self.classes) if self.classes else prod(self.obs.shape)
+
+
+def measured(spec: Spec) -> bool:
+    """Tell observations that are numbers of any size from integers, which become one-hot, and from bytes."""
+    return not spec.classes and spec.obs.dtype != "uint8"
