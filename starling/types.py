@@ -149,6 +149,9 @@ class Nets(Protocol):
     def frozen(self, name: str, *inputs: Any) -> Any:
         """Return the module's outputs without a graph: for targets."""
 
+    def observe(self, name: str, head: str, values: Any) -> None:
+        """Merge rows `[..., outputs]` into the running moments of a head; not before the backward pass."""
+
 
 class Optimizing(Protocol):
     """The learner's optimizers as an algorithm's own update sees them."""
