@@ -122,6 +122,7 @@ class CentralRollout:
                 starting=group.starting,
                 cut=group.cut,
                 cut_obs=group.cut_obs,
+                mask=group.copies.mask,
                 newer_than=newer_than,
             )
         )

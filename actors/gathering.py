@@ -50,6 +50,10 @@ class Gathering:
             del self._waiting[question.actor, question.group]
         return batch
 
+    def drop(self, actor: int, group: int) -> None:
+        """Forget a group's question."""
+        self._waiting.pop((actor, group), None)
+
     def held(self, version: int) -> list[Question]:
         """Return the questions that wait for newer parameters than this version."""
         return [question for question, _ in self._waiting.values() if question.newer_than >= version]

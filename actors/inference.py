@@ -1,11 +1,12 @@
 """The inference role: acts for the copies of actors that have no networks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.gathering import Gathering
 from starling.metrics import Clock, Meter
 from starling.networks.description import state_specs
 from starling.networks.forward import Forward
@@ -27,7 +28,7 @@ class Inference:
 
     A group's questions are acted on in order. What it remembers goes with a new generation of the actor, where `fresh`
     says so, and with this role: a question that needs what is not there is answered by `lost`, and its group must begin
-    anew. Called from one thread, `stats` excepted.
+    anew. Those who ask may also have their questions gathered, to be acted on in batches. Called from one thread.
     """
 
     def __init__(
@@ -41,8 +42,11 @@ class Inference:
         num_copies: int,
         rng: np.random.Generator,
         clock: Clock,
+        gathering: Gathering,
     ) -> None:
         self.name = name
+        self._clock = clock
+        self._gathering = gathering
         self._acting = acting
         self._forward = forward
         self._params = params
@@ -67,6 +71,9 @@ class Inference:
         batches, self._batches = self._batches, 0
         if batches:
             return Progress(work={"batches": batches})
+        if held := self._gathering.held(self.version):
+            lacks = min(question.newer_than for question in held) + 1
+            return Progress(waits=f"{self.name} waits for version {lacks} of the parameters")
         return Progress(waits=f"{self.name} waits for {'observations' if self.version else 'the first parameters'}")
 
     def refresh(self) -> None:
@@ -80,19 +87,36 @@ class Inference:
 
     def act(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer these questions, each of another group, by the present parameters, in one pass of the networks."""
-        known = [question for question in questions if self._knows(question)]
-        answers = [self._sorry(question) for question in questions if not self._knows(question)] if self._states else []
-        if known:
-            self._meter.enter("acting")
-            answers += self._answers(known)
-            self._meter.enter("waiting_observations")
-        return answers
+        known = [self._knows(question) for question in questions]
+        answers = self._answers([question for question, knows in zip(questions, known, strict=True) if knows])
+        return [next(answers) if knows else self._sorry(q) for q, knows in zip(questions, known, strict=True)]
+
+    def ask(self, question: Question) -> None:
+        """Gather a question, for a batch that is acted on later."""
+        self._gathering.add(question, self._clock())
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds `act_on_due` has something to do, by what is known now; None: nobody knows."""
+        self.refresh()
+        return self._gathering.wait_s(self.version, self._clock())
+
+    def act_on_due(self) -> list[tuple[Question, Answer]]:
+        """Act on the batch that is due."""
+        questions = self._gathering.take(self.version)
+        return list(zip(questions, self.act(questions), strict=True))
+
+    def drop(self, actor: int, group: int) -> None:
+        """Forget a question that is not going to be acted on."""
+        self._gathering.drop(actor, group)
 
     def stats(self) -> dict[str, Any]:
         """Return work, time shares, and how many copies were acted for at once."""
         return self._meter.snapshot()
 
-    def _answers(self, questions: Sequence[Question]) -> list[Answer]:
+    def _answers(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        if not questions:
+            return
+        self._meter.enter("acting")
         cut = self._behind_cuts(questions)
         before = {name: _joined([self._before(q)[name] for q in questions]) for name in self._states}
         obs = _joined([question.obs for question in questions])
@@ -101,17 +125,17 @@ class Inference:
             outputs = {**outputs, "mask": _joined([q.mask for q in questions if q.mask is not None])}
         act = self._acting.act(outputs, _joined([self._strength(q) for q in questions]), self._rng)
         value = self._acting.value(outputs) if self._judges and act.taken is not None else None
-        answers, start = [], 0
+        start = 0
         for question, worth in zip(questions, cut, strict=True):
             part = slice(start, start + len(question.fresh))
             start = part.stop
             starts = {name: state[part][question.starting] for name, state in before.items()}
-            answers.append(self._answer(question, act, value, part, worth, starts))
             if self._states:
                 kept = {name: state[part] for name, state in after.items()}
                 self._memory[question.actor, question.group] = Memory(question.generation, question.number, kept)
+            yield self._answer(question, act, value, part, worth, starts)
         self._count(start, len(questions))
-        return answers
+        self._meter.enter("waiting_observations")
 
     def _answer(
         self, question: Question, act: Act, value: Array | None, part: slice, cut: Array, starts: Columns

@@ -64,6 +64,8 @@ class Rollout:
             meter.enter("acting")
             before = self._recall.state
             outputs = self._recall(self._obs)
+            if (mask := self._copies.mask) is not None:
+                outputs = {**outputs, "mask": mask}
             act = self._acting.act(outputs, self._explore, self._rng)
             judges = self._judges and act.taken is not None
             starting = part.starting() if before else None

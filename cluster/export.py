@@ -11,8 +11,8 @@ import numpy as np
 
 from cluster.api import Policy
 from starling.errors import CodecError, UsageError
-from starling.networks.description import Dueling, Lone, Mlp, Network
-from starling.networks.numpy_forward import join_streams
+from starling.networks.description import FURTHEST, Dueling, Lone, Mlp, Moments, Network
+from starling.networks.numpy_forward import deviation_of, join_streams
 from starling.spec import Spec
 from starling.types import Array
 
@@ -42,6 +42,9 @@ def export_numpy(policy: Policy, output: Path) -> Path:
 def arrays(policy: Policy) -> dict[str, Array]:
     """Return every parameter under its name, dueling streams joined, and `about`: what is done with them, as JSON."""
     by_name: dict[str, Array] = dict(policy.params.arrays())
+    for moments in [name.removesuffix(".count") for name in by_name if name.endswith(".count")]:
+        by_name[f"{moments}.deviation"] = deviation_of(by_name, moments)
+        del by_name[f"{moments}.var"], by_name[f"{moments}.count"]
     heads = {}
     for name, network in policy.networks.items():
         for head, kind in network.heads.items():
@@ -49,8 +52,10 @@ def arrays(policy: Policy) -> dict[str, Array]:
             if isinstance(kind, Dueling):
                 for part in ("weight", "bias"):
                     by_name[f"{prefix}.{part}"] = join_streams(by_name.pop(f"{prefix}.streams.{part}").T).T
-            lone = ["values", f"{prefix}.values"]
-            heads[head] = [lone] if isinstance(kind, Lone) else [*torso_steps(name, network), ["linear", prefix]]
+            if isinstance(kind, Lone | Moments):
+                heads[head] = [["values", f"{prefix}.{'values' if isinstance(kind, Lone) else 'deviation'}"]]
+            else:
+                heads[head] = [*torso_steps(name, network), ["linear", prefix]]
     spec = policy.spec
     about = {
         "env": spec.env,
@@ -58,6 +63,7 @@ def arrays(policy: Policy) -> dict[str, Array]:
         "best_of": best_of(policy.networks),
         "several": bool(spec.choices),
         "classes": list(spec.classes),
+        "mask": spec.mask,
         "bytes": spec.obs.dtype == "uint8",
         "first_action": policy.first_action,
     }
@@ -70,7 +76,8 @@ def torso_steps(name: str, network: Network) -> list[list[Any]]:
     torso = network.torso
     if isinstance(torso, Mlp):
         layers = [f"{name}.torso.layers.{i}" for i in range(len(torso.hidden))]
-        return [step for layer in layers for step in (["linear", layer], [torso.activation, ""])]
+        norm = [["norm", f"{name}.torso.norm", FURTHEST]] if torso.normalise else []
+        return [*norm, *(step for layer in layers for step in (["linear", layer], [torso.activation, ""]))]
     convs = [step for i, stride in CONVS for step in (["conv", f"{name}.torso.convs.{i}", stride], ["relu", ""])]
     return [*convs, ["linear", f"{name}.torso.linear"], ["relu", ""]]
 

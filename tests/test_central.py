@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from actors.central import CentralRollout
 from actors.copies import Copies, seed_numbers
+from actors.gathering import Gathering
 from actors.inference import Inference, LocalInference
 from actors.rollout import Rollout
 from actors.worker import Actor, ActorConfig
@@ -51,7 +52,9 @@ def inference_of(
     acting: Acting, spec: Spec, forward: Any, params: Params, num_copies: int = COPIES, source: Any = None
 ) -> Inference:
     source = source or Fixed(params)
-    return Inference("inference[0]", acting, spec, forward, source, 1, num_copies, rng_of_actor(), no_clock)
+    return Inference(
+        "inference[0]", acting, spec, forward, source, 1, num_copies, rng_of_actor(), no_clock, Gathering(0.0)
+    )
 
 
 def central_of(

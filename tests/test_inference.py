@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.gathering import Gathering
 from actors.inference import Inference
 from actors.inference_config import InferenceConfig
 from starling.errors import ConfigError
@@ -56,7 +57,9 @@ class Versions:
 def inference(window: Window | None = Window()) -> Inference:  # noqa: B008 (it is frozen)
     acting = Deciding(window)
     forward = build_forward(NETWORKS, SPEC)
-    made = Inference("inference[0]", acting, SPEC, forward, Versions(), 3, 4, np.random.default_rng(0), no_clock)
+    made = Inference(
+        "inference[0]", acting, SPEC, forward, Versions(), 3, 4, np.random.default_rng(0), no_clock, Gathering(0.0)
+    )
     made.refresh()
     return made
 
@@ -205,6 +208,7 @@ def test_a_role_says_what_it_waits_for_and_how_many_copies_it_acted_for_at_once(
         4,
         np.random.default_rng(0),
         no_clock,
+        Gathering(0.0),
     )
     before = role.step().waits
     source.version = 6

@@ -3,6 +3,6 @@
 Importing this package loads no torch: an actor with an MLP never needs it.
 """
 
-from starling.networks.description import Dueling, Linear, Lone, Lstm, Mlp, NatureCnn, Network, state_specs
+from starling.networks.description import Dueling, Linear, Lone, Lstm, Mlp, Moments, NatureCnn, Network, state_specs
 
-__all__ = ["Dueling", "Linear", "Lone", "Lstm", "Mlp", "NatureCnn", "Network", "state_specs"]
+__all__ = ["Dueling", "Linear", "Lone", "Lstm", "Mlp", "Moments", "NatureCnn", "Network", "state_specs"]

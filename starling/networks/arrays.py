@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from starling.networks.description import CONVOLUTIONS, Dueling, Head, Linear, Lone, Mlp, Network, Torso
+from starling.networks.description import CONVOLUTIONS, Dueling, Head, Linear, Lone, Mlp, Moments, Network, Torso
 from starling.params import Layout, Params
 from starling.spec import Spec
 
@@ -43,10 +43,9 @@ def num_params(network: Network, spec: Spec) -> int:
 def arrays_of(networks: Mapping[str, Network], spec: Spec) -> Iterator[ArrayOf]:
     """Yield the arrays of networks in order."""
     for name, network in networks.items():
-        features = spec.features
         for array in _torso(network.torso, spec):
             yield array._replace(name=f"{name}.torso.{array.name}")
-            features = array.shape[0]  # of the last one, in the end
+        features = _features(network.torso, spec)
         if network.memory:
             size = network.memory.size
             yield from _linear(f"{name}.memory.inputs", (4 * size, features))
@@ -58,6 +57,8 @@ def arrays_of(networks: Mapping[str, Network], spec: Spec) -> Iterator[ArrayOf]:
 
 def _torso(torso: Torso, spec: Spec) -> Iterator[ArrayOf]:
     if isinstance(torso, Mlp):
+        if torso.normalise:
+            yield from _moments("norm", spec.features)
         for i, (inputs, outputs) in enumerate(pairwise([spec.features, *torso.hidden])):
             yield from _linear(f"layers.{i}", (outputs, inputs))
         return
@@ -68,6 +69,12 @@ def _torso(torso: Torso, spec: Spec) -> Iterator[ArrayOf]:
     yield from _linear("linear", (torso.features, channels * height * width))
 
 
+def _features(torso: Torso, spec: Spec) -> int:
+    if isinstance(torso, Mlp):
+        return torso.hidden[-1] if torso.hidden else spec.features
+    return torso.features
+
+
 def _head(name: str, head: Head, features: int) -> Iterator[ArrayOf]:
     match head:
         case Linear():
@@ -76,6 +83,14 @@ def _head(name: str, head: Head, features: int) -> Iterator[ArrayOf]:
             yield from _linear(f"{name}.streams", (1 + head.actions, features))
         case Lone():
             yield ArrayOf(f"{name}.values", (head.outputs,), 0.0, head.initial)
+        case Moments():
+            yield from _moments(name, head.outputs)
+
+
+def _moments(name: str, size: int) -> Iterator[ArrayOf]:
+    yield ArrayOf(f"{name}.mean", (size,), 0.0)
+    yield ArrayOf(f"{name}.var", (size,), 0.0, 1.0)
+    yield ArrayOf(f"{name}.count", (1,), 0.0)
 
 
 def _linear(name: str, shape: tuple[int, ...], bias: bool = True, scale: float = 1.0) -> Iterator[ArrayOf]:

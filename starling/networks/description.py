@@ -13,6 +13,12 @@ CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 SMALLEST = 36
 """Height and width of the smallest frames that leave the last convolution something."""
 
+FURTHEST = 10.0
+"""Standard deviations from the mean to which a normalised input is clipped."""
+
+SMALLEST_VARIANCE = 1e-8
+"""What is added to a running variance: an input that never changes is divided by something."""
+
 Activation = Literal["relu", "tanh"]
 
 
@@ -22,6 +28,8 @@ class Mlp:
 
     hidden: tuple[int, ...] = (128, 128)
     activation: Activation = "relu"
+    normalise: bool = False
+    """inputs less their running mean, in running deviations: of measured numbers, not of integers or bytes"""
 
     def __post_init__(self) -> None:
         check(all(width >= 1 for width in self.hidden), f"hidden layers must be >= 1 wide, got {self.hidden}")
@@ -60,6 +68,13 @@ class Lone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """A head that says the standard deviation of all that it was ever told to observe; no optimizer moves it."""
+
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lstm:
     """What remembers between torso and heads; its state of one copy is `[2, size]`: what it says, and its cell."""
 
@@ -70,7 +85,7 @@ class Lstm:
 
 
 Torso = Mlp | NatureCnn
-Head = Linear | Dueling | Lone
+Head = Linear | Dueling | Lone | Moments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,19 @@
 from starling.distributions import policy_heads
 from starling.errors import check
 from starling.networks.description import SMALLEST, Activation, Dueling, Linear, Lstm, Mlp, NatureCnn, Network, Torso
-from starling.spec import Spec
+from starling.spec import Spec, measured
 
 
-def torso_for(spec: Spec, hidden: tuple[int, ...], activation: Activation) -> Torso:
-    """Return the Nature CNN over frames, layers of these widths over anything else."""
-    if len(spec.obs.shape) != 3 or spec.classes:
-        return Mlp(hidden=hidden, activation=activation)
+def torso_for(spec: Spec, hidden: tuple[int, ...], activation: Activation, normalise: bool = False) -> Torso:
+    """Return the Nature CNN over frames, layers of these widths over anything else, `normalise` its inputs first."""
+    frames = len(spec.obs.shape) == 3 and not spec.classes
+    check(
+        not normalise or (measured(spec) and not frames),
+        f"algorithm.normalise_obs must be false for integers, bytes and frames, whose range is known; {spec.env} has "
+        f"{spec.obs.dtype} of {spec.obs.shape}",
+    )
+    if not frames:
+        return Mlp(hidden=hidden, activation=activation, normalise=normalise)
     check(
         min(spec.obs.shape[1:]) >= SMALLEST,
         f"frames must be [channels, height, width] with at least {SMALLEST} of each of the last two; {spec.env} has "
@@ -20,6 +26,8 @@ def torso_for(spec: Spec, hidden: tuple[int, ...], activation: Activation) -> To
 
 def q_network(algorithm: str, spec: Spec, torso: Torso, dueling: bool, bias: bool = True) -> Network:
     """Return a network with the one head `q`, or say that the algorithm needs other actions."""
+    masked = f"env.action_mask must be none with algorithm {algorithm}, which knows no actions that are impossible"
+    check(not spec.mask, f"{masked}; got info")
     actions = spec.num_actions
     kind = "several actions at once" if spec.choices else f"a box of {spec.action.shape}"
     check(actions > 0, f"algorithm {algorithm} needs discrete actions; {spec.env} has {kind}")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from starling.networks.description import (
     CONVOLUTIONS,
+    FURTHEST,
+    SMALLEST_VARIANCE,
     Dueling,
     Head,
     Linear,
@@ -20,7 +22,7 @@ from starling.networks.description import (
     Network,
     Torso,
 )
-from starling.spec import Spec
+from starling.spec import Spec, measured
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
 
@@ -36,19 +38,61 @@ def encode(obs: Tensor, spec: Spec, flat: bool) -> Tensor:
     return floats.reshape(*lead, spec.features) if flat else floats
 
 
+class MomentsModule(nn.Module):
+    """Mean and variance of all rows that were observed, and how many they were; parameters without a gradient.
+
+    They are float32 as all parameters are. Past 2^24 rows the count is rounded, and stands still once a batch is less
+    than half its spacing: from then on the oldest rows are slowly forgotten.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.var = nn.Parameter(torch.ones(size), requires_grad=False)
+        self.count = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the standard deviation for each of [..., F], [..., size]."""
+        return self.deviation().expand(*features.shape[:-1], -1)
+
+    def deviation(self) -> Tensor:
+        """Return the standard deviation, [size]; 1 before anything was observed."""
+        return torch.sqrt(self.var + SMALLEST_VARIANCE)
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Return inputs [..., size] in standard deviations from the mean, clipped."""
+        return ((inputs - self.mean) / self.deviation()).clamp(-FURTHEST, FURTHEST)
+
+    @torch.no_grad()
+    def observe(self, values: Tensor) -> None:
+        """Merge the moments of more rows [N, size] into those of all before (Chan et al., 1983)."""
+        rows = len(values)
+        if not rows:
+            return
+        var, mean = torch.var_mean(values.double(), 0, correction=0)
+        before = self.count.double()
+        share = rows / (before + rows)
+        off = mean - self.mean
+        self.var.copy_((1.0 - share) * self.var + share * var + share * (1.0 - share) * off.square())
+        self.mean.copy_(self.mean + share * off)
+        self.count.copy_(before + rows)
+
+
 class MlpModule(nn.Module):
-    """Linear layers with an activation behind each."""
+    """Linear layers with an activation behind each, over inputs that are normalised first if that is wanted."""
 
     def __init__(self, torso: Mlp, spec: Spec) -> None:
         super().__init__()
+        assert not torso.normalise or measured(spec), "integers and bytes are not normalised"
         widths = [spec.features, *torso.hidden]
+        self.norm = MomentsModule(spec.features) if torso.normalise else None
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.features = widths[-1]
         self._activation = ACTIVATIONS[torso.activation]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs [..., F] to features."""
-        x = inputs
+        x = inputs if self.norm is None else self.norm.normalise(inputs)
         for layer in self.layers:
             x = self._activation(layer(x))
         return x
@@ -173,7 +217,9 @@ def _heads(features: int, network: Network) -> nn.ModuleDict:
 def _head(features: int, head: Head) -> nn.Module:
     if isinstance(head, Linear):
         return nn.Linear(features, head.outputs, bias=head.bias)
-    return DuelingModule(features, head) if isinstance(head, Dueling) else LoneModule(head)
+    if isinstance(head, Dueling):
+        return DuelingModule(features, head)
+    return LoneModule(head) if isinstance(head, Lone) else MomentsModule(head.outputs)
 
 
 AnyModule = NetworkModule | RecurrentModule

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from starling.networks import Network
-from starling.networks.modules import build_module, build_modules
+from starling.networks.modules import MlpModule, MomentsModule, build_module, build_modules
 from starling.params import Layout, Params
 from starling.spec import Spec
 from starling.state import State, require_same
@@ -19,7 +19,8 @@ class LearnerNets:
     """Networks and targets by name.
 
     All networks lie in one buffer, in their order, and each target in one of its own: so publishing, following a
-    target and clipping are single operations however many arrays there are.
+    target and clipping are single operations however many arrays there are. Running moments lie in it too: their
+    gradient is always 0, which moves them by no bit and adds nothing to a norm.
     """
 
     def __init__(
@@ -61,15 +62,36 @@ class LearnerNets:
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
         """Return the leaves that a backward pass to these networks fills."""
-        return [parameter for name in names for parameter in self._modules[name].parameters()]
+        every = [parameter for name in names for parameter in self._modules[name].parameters()]
+        return [parameter for parameter in every if parameter.requires_grad]
+
+    def observe(self, name: str, head: str, values: Tensor) -> None:
+        """Merge rows of values, `[..., outputs]`, into the running moments of a head."""
+        moments = self._modules[name].heads[head]
+        assert isinstance(moments, MomentsModule), "only moments observe"
+        moments.observe(values.reshape(-1, len(moments.mean)))
+
+    @property
+    def normalises_inputs(self) -> bool:
+        """Whether any torso has moments of what it observes."""
+        torsos = [module.torso for module in self._modules.values()]
+        return any(isinstance(torso, MlpModule) and torso.norm is not None for torso in torsos)
+
+    def observe_inputs(self, obs: Tensor) -> None:
+        """Merge observations `[N, ...]` into the running moments of every torso that normalises them, if any does."""
+        for module in self._modules.values():
+            torso = module.torso
+            if isinstance(torso, MlpModule) and torso.norm is not None:
+                torso.norm.observe(obs.flatten(1))
 
     def follow(self, updates: int, since: int | None = None) -> None:
         """Move every target whose turn came after update `since`, or with update number `updates` alone."""
         before = updates - 1 if since is None else since
         with torch.no_grad():
-            for target, (_, flat) in self._targets.values():
+            for target, (module, flat) in self._targets.values():
                 if updates // target.every > before // target.every:
                     flat.lerp_(self.vectors[target.of], target.tau)
+                    _copy_moments(self._modules[target.of], module)
 
     def params(self, count: int) -> Params:
         """Return a copy of the first `count` arrays, on the host."""
@@ -141,6 +163,13 @@ def _numpy(tensor: Tensor) -> Array:
     return array
 
 
+def _copy_moments(of: nn.Module, to: nn.Module) -> None:
+    """Give a target, however slowly it follows, the moments of its network: they say what both are shown."""
+    for source, follower in zip(of.parameters(), to.parameters(), strict=True):
+        if not source.requires_grad:
+            follower.copy_(source)
+
+
 def _move_into(module: nn.Module, values: Tensor, gradients: Tensor | None) -> None:
     """Turn the module's parameters (and gradients) into views of flat buffers, keeping their values."""
     start = 0
@@ -149,6 +178,7 @@ def _move_into(module: nn.Module, values: Tensor, gradients: Tensor | None) -> N
         view = values[part].view_as(parameter)
         if gradients is not None:
             view.copy_(parameter.detach())
-            parameter.grad = gradients[part].view_as(parameter)
+            if parameter.requires_grad:
+                parameter.grad = gradients[part].view_as(parameter)
         parameter.data = view
         start = part.stop

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from starling.networks.description import Dueling, Head, Linear, Mlp, Network
+from starling.networks.description import FURTHEST, SMALLEST_VARIANCE, Dueling, Head, Linear, Mlp, Moments, Network
 from starling.params import Params
 from starling.spec import Spec
 from starling.types import Array, Columns
@@ -35,6 +35,23 @@ class Layer(NamedTuple):
         if self.bias is not None:
             y += self.bias
         return y
+
+
+class Norm(NamedTuple):
+    """Inputs less their mean, clipped, and by their deviation; None where the layer behind it divides."""
+
+    mean: Array  # [F]
+    furthest: Array  # [F]
+    scale: Array | None  # [F]
+
+    def __call__(self, x: Array) -> Array:
+        """Map `[E, F]` to `[E, F]`."""
+        off: Array = x - self.mean  # not folded into the layer: large means would cost all precision there
+        np.minimum(off, self.furthest, out=off)
+        np.maximum(off, -self.furthest, out=off)
+        if self.scale is not None:
+            off *= self.scale
+        return off
 
 
 class Values(NamedTuple):
@@ -67,6 +84,7 @@ class Cell(NamedTuple):
 class Built(NamedTuple):
     """A network ready to run."""
 
+    norm: Norm | None
     activate: Callable[[Array], Array]
     hidden: list[Layer]
     memory: Cell | None
@@ -76,7 +94,8 @@ class Built(NamedTuple):
 class NumpyForward:
     """The forward pass of networks whose torsos are all MLPs.
 
-    `load` keeps views where a layer is used as it is; the two streams of a dueling head become one layer.
+    `load` keeps views where a layer is used as it is; the two streams of a dueling head become one layer, and the first
+    layer behind normalised inputs divides them by their deviations.
     """
 
     def __init__(self, networks: Mapping[str, Network], spec: Spec) -> None:
@@ -98,8 +117,8 @@ class NumpyForward:
         inputs = encode(obs, self._spec)
         outputs: dict[str, Array] = {}
         after: Columns = {}
-        for name, (activate, hidden, memory, heads) in self._built.items():
-            x = inputs
+        for name, (norm, activate, hidden, memory, heads) in self._built.items():
+            x = inputs if norm is None else norm(inputs)
             for layer in hidden:
                 x = activate(layer(x))
             if memory is not None:
@@ -114,12 +133,18 @@ def _build(arrays: Mapping[str, Array], name: str, network: Network) -> Built:
     torso = network.torso
     assert isinstance(torso, Mlp)
     hidden = [_layer(arrays, f"{name}.torso.layers.{i}") for i in range(len(torso.hidden))]
+    norm = None
+    if torso.normalise:
+        mean, deviation = arrays[f"{name}.torso.norm.mean"], deviation_of(arrays, f"{name}.torso.norm")
+        norm = Norm(mean, FURTHEST * deviation, None if hidden else 1.0 / deviation)
+        if hidden:
+            hidden[0] = Layer(hidden[0].weight / deviation[:, None], hidden[0].bias)
     memory = None
     if network.memory:
         recurrent = arrays[f"{name}.memory.recurrent.weight"].T
         memory = Cell(_layer(arrays, f"{name}.memory.inputs"), recurrent)
     heads = {head: _head(arrays, f"{name}.heads.{head}", kind) for head, kind in network.heads.items()}
-    return Built(_ACTIVATIONS[torso.activation], hidden, memory, heads)
+    return Built(norm, _ACTIVATIONS[torso.activation], hidden, memory, heads)
 
 
 def _relu(x: Array) -> Array:
@@ -144,12 +169,20 @@ def _sigmoid(x: Array) -> Array:
 def _head(arrays: Mapping[str, Array], prefix: str, head: Head) -> Layer | Values:
     if isinstance(head, Linear):
         return _layer(arrays, prefix)
+    if isinstance(head, Moments):
+        return Values(deviation_of(arrays, prefix))
     if not isinstance(head, Dueling):
         return Values(arrays[f"{prefix}.values"])
     streams = _layer(arrays, f"{prefix}.streams")
     assert streams.bias is not None
     # Q = V + A - mean A is linear in the features, so both streams add up to one layer
     return Layer(join_streams(streams.weight), join_streams(streams.bias))
+
+
+def deviation_of(arrays: Mapping[str, Array], prefix: str) -> Array:
+    """Return the standard deviations that running moments stand for."""
+    deviation: Array = np.sqrt(arrays[f"{prefix}.var"] + np.float32(SMALLEST_VARIANCE))
+    return deviation
 
 
 def join_streams(streams: Array) -> Array:
