@@ -1,19 +1,21 @@
 """Copies of one environment, stepped together, with one meaning of a step whatever happens at an episode's end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from actors.masks import Masks, num_entries
 from actors.pool import SeededPool
 from actors.spaces import Spaces
 from starling.errors import EnvError, check
 from starling.types import Array
 
 Vectorization = Literal["auto", "vector_entry_point", "sync"]
+ActionMask = Literal["none", "info"]
 NO_COPIES = np.empty(0, np.int64)
 BOOKKEEPING = frozenset({"final_obs", "final_info", "reset_mask", "elapsed_step", "env_id", "reward"})
 """What vectors report for themselves: no figures of an episode"""
@@ -37,6 +39,8 @@ class EnvConfig:
     """to [-clip, clip]; 0: not at all"""
     vectorization: Vectorization = "auto"
     """auto: the environment's own vector where it has one"""
+    action_mask: ActionMask = "none"
+    """info: info["action_mask"] of every reset and step says which actions are possible; no others are taken"""
 
     def __post_init__(self) -> None:
         check(bool(self.id), "env.id must be an environment, got ''")
@@ -46,6 +50,8 @@ class EnvConfig:
         check(self.reward_clip >= 0.0, f"env.reward_clip must be >= 0, got {self.reward_clip}")
         known = get_args(Vectorization)
         check(self.vectorization in known, f"env.vectorization must be one of {known}, got {self.vectorization!r}")
+        masks = get_args(ActionMask)
+        check(self.action_mask in masks, f"env.action_mask must be one of {masks}, got {self.action_mask!r}")
 
     def learned_reward(self, reward: Array) -> Array:
         """Return the reward as the learner sees it, float32."""
@@ -80,9 +86,13 @@ class Copies:
         self.num_copies = int(vector.num_envs)
         self.spaces = Spaces.of(config.id, vector.single_observation_space, vector.single_action_space)
         self.spec = self.spaces.spec(config.id, config.time_limit or own_time_limit(vector))
+        self._masks: Masks | None = None
+        if config.action_mask == "info":
+            self.spec = replace(self.spec, mask=num_entries(self.spec))
+            self._masks = Masks(self.spec, self.num_copies)
         self._vector = vector
         self._mode = autoreset_mode(vector, config.id)
-        self._everyone = np.ones(self.num_copies, np.bool_)
+        self._everyone, self._nobody = np.ones(self.num_copies, np.bool_), np.zeros(self.num_copies, np.bool_)
         self._no_final = self.spec.obs.zeros(0)
         self._resetting: NDArray[np.bool_] | None = None  # copies whose next step is only a reset
 
@@ -90,6 +100,11 @@ class Copies:
     def vector(self) -> VectorEnv[Any, Any, Any]:
         """The Gymnasium vector itself: what a benchmark compares the copies with."""
         return self._vector
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Which actions are possible next, `[E, M]`; None where every action always is."""
+        return None if self._masks is None else self._masks.now
 
     def reset(self, seeds: Sequence[int]) -> Array:
         """Begin a new episode in every copy and return the first observations, `[E, ...]`.
@@ -100,7 +115,9 @@ class Copies:
         self._resetting = None
         each = isinstance(self._vector.unwrapped, SyncVectorEnv | AsyncVectorEnv | SeededPool)
         seed: Any = list(seeds) if each else seed_numbers(np.random.SeedSequence(list(seeds)), 1)[0]
-        raw, _ = self._call(self._vector.reset, seed=seed)
+        raw, info = self._call(self._vector.reset, seed=seed)
+        if self._masks is not None:
+            self._masks.read(info, self._everyone, self._nobody)
         return self._read(raw)
 
     def step(self, action: Array) -> Step:
@@ -112,6 +129,9 @@ class Copies:
             reward, terminated, truncated = reward * acted, terminated & acted, truncated & acted
         obs = self.spaces.read(raw)
         ends = terminated | truncated
+        if self._masks is not None:  # after an end in the same step, the info is of the next episode
+            resetting = self._nobody if self._mode is AutoresetMode.SAME_STEP else ends
+            self._masks.read(info, self._everyone, resetting)
         if not np.count_nonzero(ends):
             return Step(obs, reward, terminated, truncated, acted, NO_COPIES, self._no_final, {})
         ended = np.flatnonzero(ends)
@@ -134,7 +154,9 @@ class Copies:
     def _reset_ended(self, step: Step, ends: NDArray[np.bool_]) -> Step:
         # what the step returned may lie in buffers that the reset clears
         reward, terminated, truncated = step.reward.copy(), step.terminated.copy(), step.truncated.copy()
-        raw, _ = self._call(self._vector.reset, options={"reset_mask": ends})
+        raw, info = self._call(self._vector.reset, options={"reset_mask": ends})
+        if self._masks is not None:
+            self._masks.read(info, ends, self._nobody)
         return step._replace(reward=reward, terminated=terminated, truncated=truncated, obs=self.spaces.read(raw))
 
     def _read(self, raw: Any) -> Array:

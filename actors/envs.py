@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from actors.copies import Copies, EnvConfig, in_a_line, require_finite, seed_numbers
 from actors.pool import SeededPool
 from actors.spaces import Spaces
+from starling.distributions import some_action
 from starling.errors import EnvError
 from starling.spec import Spec
 
@@ -48,7 +49,7 @@ def measure(config: EnvConfig, factory: Factory | None = None) -> Measured:
     copies = make_copies(replace(config, copies=1), factory)
     try:
         require_finite(config.id, observation=copies.reset(seed_numbers(np.random.SeedSequence(0), 1)))
-        step = copies.step(copies.spec.action.zeros(1))
+        step = copies.step(some_action(copies.spec, copies.mask))
         require_finite(config.id, observation=step.obs, reward=step.reward)
     finally:
         copies.close()

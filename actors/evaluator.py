@@ -147,7 +147,8 @@ class Evaluator:
         obs = copies.reset([episode_seed(config.seed, first + i) for i in range(copies.num_copies)])
         for _ in range(config.max_steps):
             self._meter.enter("acting")
-            action = self._acting.greedy(recall(obs))
+            outputs = recall(obs)
+            action = self._acting.greedy(outputs if copies.mask is None else {**outputs, "mask": copies.mask})
             self._meter.enter("stepping")
             step = copies.step(action)
             returns += np.where(playing, step.reward, 0.0)

@@ -92,6 +92,8 @@ class Rollout:
             meter.enter("acting")
             before = self._recall.state
             outputs = self._recall(self._obs)
+            if (mask := self._copies.mask) is not None:
+                outputs = {**outputs, "mask": mask}
             act = self._acting.act(outputs, self._explore, self._rng)
             columns["obs"][t] = self._obs  # before the step: the vector may write its next one into the same buffer
             columns["action"][t] = act.action

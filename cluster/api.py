@@ -41,11 +41,16 @@ class Policy:
         self.forward.load(params)
         self._recall: Recall | None = None
 
-    def act(self, obs: Any) -> Array:
-        """Return the action for one observation, or for each of `[E, ...]`, as the environment takes it."""
+    def act(self, obs: Any, mask: Any = None) -> Array:
+        """Return the action for one observation, or for each of `[E, ...]`, as the environment takes it.
+
+        `mask` says for each which actions are possible, where the environment tells (`env.action_mask`).
+        """
         observed = self._spaces.read(obs)
         single = observed.shape == self.spec.obs.shape
         outputs = self._outputs(observed[None] if single else observed)
+        if self.spec.mask:
+            outputs = {**outputs, "mask": self._mask(mask, (len(outputs[next(iter(outputs))]), self.spec.mask))}
         action = self._spaces.write(self._algorithm.greedy(outputs))
         taken: Array = action[0] if single else action
         return taken
@@ -56,6 +61,12 @@ class Policy:
             self._recall = None
         elif self._recall is not None:
             self._recall.forget(np.asarray(copies, np.bool_))
+
+    def _mask(self, mask: Any, shape: tuple[int, int]) -> Array:
+        check(mask is not None, f"mask must be given, as {self.spec.env} has actions that are not always possible")
+        possible = np.asarray(mask, np.bool_)
+        check(possible.size == shape[0] * shape[1], f"mask must be of shape {shape}, got {possible.shape}")
+        return possible.reshape(shape)
 
     def _outputs(self, observed: Array) -> Outputs:
         if not state_specs(self.networks):

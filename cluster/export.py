@@ -63,6 +63,7 @@ def arrays(policy: Policy) -> dict[str, Array]:
         "best_of": best_of(policy.networks),
         "several": bool(spec.choices),
         "classes": list(spec.classes),
+        "mask": spec.mask,
         "bytes": spec.obs.dtype == "uint8",
         "first_action": policy.first_action,
     }

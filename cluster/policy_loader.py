@@ -13,11 +13,15 @@ class Policy:
         self.arrays = dict(np.load(path, allow_pickle=False))
         self.about = json.loads(str(self.arrays.pop("about")))
 
-    def act(self, obs: Any) -> Any:
-        """Return the best action for each observation: of the largest output, or the mean stretched to its box."""
+    def act(self, obs: Any, mask: Any = None) -> Any:
+        """Return the best action that `mask` allows, of the largest output, or the mean stretched to its box."""
         outputs = self.outputs(obs)
         if "low" not in self.arrays:
-            best = np.stack([outputs[head].argmax(-1) for head in self.about["best_of"]], -1)
+            said = [outputs[head] for head in self.about["best_of"]]
+            if self.about["mask"]:  # what is possible, [E, M]: of several actions at once, those of each in a row
+                parts = np.split(np.asarray(mask, bool), np.cumsum([x.shape[1] for x in said])[:-1], 1)
+                said = [np.where(part, x, -np.inf) for part, x in zip(parts, said, strict=True)]
+            best = np.stack([x.argmax(-1) for x in said], -1)
             return (best if self.about["several"] else best[:, 0]) + self.about["first_action"]
         low, high = self.arrays["low"], self.arrays["high"]
         mean = outputs[self.about["best_of"][0]].reshape(-1, *low.shape)

@@ -2,17 +2,19 @@
 
 The heads' names tell which: `logits` for one discrete action, `logits_0`, `logits_1`, ... for the parts of several
 that are chosen independently, `mean` and `log_std` for a box. Actors sample in numpy; `log_prob` and `entropy` take
-arrays and tensors alike, of any leading axes.
+arrays and tensors alike, of any leading axes. Where `mask` is among the outputs it says which actions are possible,
+those of several parts behind one another: all others have probability 0.
 """
 
-from collections.abc import Mapping
-from math import e, log, pi, prod
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import e, inf, log, pi, prod
 from typing import Any
 
 import numpy as np
 
 from starling.networks.description import Head, Linear, Lone
-from starling.spec import Spec
+from starling.spec import ArraySpec, Spec
 from starling.types import Array, Outputs
 
 
@@ -28,6 +30,32 @@ def policy_heads(spec: Spec, scale: float, log_std: float) -> dict[str, Head]:
         return {f"logits_{i}": Linear(outputs=n, scale=scale) for i, n in enumerate(spec.choices)}
     size = prod(spec.action.shape)
     return {"mean": Linear(outputs=size, scale=scale), "log_std": Lone(outputs=size, initial=log_std)}
+
+
+def mask_column(spec: Spec) -> dict[str, ArraySpec]:
+    """Return the column in which an algorithm keeps what was possible; none where everything is."""
+    return {"mask": ArraySpec((spec.mask,), "bool")} if spec.mask else {}
+
+
+def mask_in(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mask alone, if it is there: of outputs, to be stored with a step; of a batch's extras, to be put back.
+
+    Losses that judge actions under another mask than the one that they were drawn with are of another policy.
+    """
+    return {"mask": known["mask"]} if "mask" in known else {}
+
+
+def mask_parts(mask: Any, spec: Spec) -> list[Any]:
+    """Return the masks of each of the actions that are chosen, `[..., n]`."""
+    return _cut(mask, spec.choices or (spec.num_actions,))
+
+
+def some_action(spec: Spec, mask: Array | None) -> Array:
+    """Return an action for each row of a mask that is possible; without one, for a single copy."""
+    if mask is None:
+        return spec.action.zeros(1)
+    first = [part.argmax(-1) for part in mask_parts(mask, spec)]
+    return np.stack(first, -1) if spec.choices else first[0]
 
 
 def sample(outputs: Outputs, rng: np.random.Generator) -> Array:
@@ -56,7 +84,7 @@ def log_prob(outputs: Mapping[str, Any], action: Any) -> Any:
         off = (action - outputs["mean"]) * _exp(-log_std)
         return (-0.5 * off * off - log_std - 0.5 * log(2 * pi)).sum(-1)
     if "logits" in outputs:
-        return _pick(_log_softmax(outputs["logits"]), action)
+        return _pick(_log_softmax(_parts(outputs)[0]), action)
     return sum(_pick(_log_softmax(logits), action[..., i]) for i, logits in enumerate(_parts(outputs)))
 
 
@@ -68,10 +96,29 @@ def entropy(outputs: Mapping[str, Any]) -> Any:
 
 
 def _parts(outputs: Mapping[str, Any]) -> list[Any]:
+    """Return the logits of each action that is chosen, -inf where it is not possible."""
+    parts = _unmasked(outputs)
+    if "mask" not in outputs:
+        return parts
+    masks = _cut(outputs["mask"], [logits.shape[-1] for logits in parts])
+    return [_only(logits, mask) for logits, mask in zip(parts, masks, strict=True)]
+
+
+def _unmasked(outputs: Mapping[str, Any]) -> list[Any]:
     if "logits" in outputs:
         return [outputs["logits"]]
     count = sum(name.startswith("logits_") for name in outputs)
     return [outputs[f"logits_{i}"] for i in range(count)]
+
+
+def _cut(mask: Any, sizes: Sequence[int]) -> list[Any]:
+    ends = list(accumulate(sizes))
+    assert mask.shape[-1] == ends[-1], "a mask has an entry for every action"
+    return [mask[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _only(logits: Any, mask: Any) -> Any:
+    return np.where(mask, logits, -np.inf) if isinstance(logits, np.ndarray) else logits.masked_fill(~mask, -inf)
 
 
 def _draw(logits: Array, rng: np.random.Generator) -> Array:

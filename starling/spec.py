@@ -31,7 +31,8 @@ class Spec:
 
     `classes` is set for observations that are integers (Discrete, MultiDiscrete, MultiBinary): how many values each
     has; networks one-hot encode them. `num_actions` is set for discrete actions, `choices` where several are taken at
-    once: how many values each has; `low` and `high` for boxes.
+    once: how many values each has; `low` and `high` for boxes. `mask` is the number of entries of a mask of possible
+    actions, 0 where every action is always possible.
     """
 
     env: str
@@ -43,6 +44,7 @@ class Spec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     max_episode_steps: int | None = None
+    mask: int = 0
 
     @property
     def features(self) -> int:

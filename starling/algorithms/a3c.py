@@ -64,8 +64,8 @@ class A3c:
         return networks if self.config.memory else {"policy": networks["policy"]}
 
     def columns(self, spec: Spec) -> Mapping[str, ArraySpec]:
-        """Nothing beyond what every step has: it is learned from by those who acted."""
-        return {}
+        """Nothing beyond what every step has, and what was possible: it is learned from by those who acted."""
+        return distributions.mask_column(spec)
 
     def explore(self, place: Place) -> NDArray[np.float32]:
         """The policy's own entropy explores, the same in every copy."""
@@ -73,7 +73,7 @@ class A3c:
 
     def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
         """Sample the policy; it judges nothing."""
-        return Act(distributions.sample(outputs, rng), extras={})
+        return Act(distributions.sample(outputs, rng), extras=distributions.mask_in(outputs))
 
     def greedy(self, outputs: Outputs) -> Array:
         """Return the policy's likeliest action."""
@@ -117,7 +117,7 @@ class A3c:
             cut=batch.terminated | batch.truncated,
             lam=config.gae_lambda,
         )
-        decided = {head: output[:-1] for head, output in policy.rows.items()}
+        decided = {head: output[:-1] for head, output in policy.rows.items()} | distributions.mask_in(batch.extras)
         log_pi = distributions.log_prob(decided, batch.action)  # [T, B]
         undecided = distributions.entropy(decided)
         # the target is advantage + value, so its error is the advantage, but with a gradient

@@ -26,6 +26,8 @@ def torso_for(spec: Spec, hidden: tuple[int, ...], activation: Activation, norma
 
 def q_network(algorithm: str, spec: Spec, torso: Torso, dueling: bool, bias: bool = True) -> Network:
     """Return a network with the one head `q`, or say that the algorithm needs other actions."""
+    masked = f"env.action_mask must be none with algorithm {algorithm}, which knows no actions that are impossible"
+    check(not spec.mask, f"{masked}; got info")
     actions = spec.num_actions
     kind = "several actions at once" if spec.choices else f"a box of {spec.action.shape}"
     check(actions > 0, f"algorithm {algorithm} needs discrete actions; {spec.env} has {kind}")
