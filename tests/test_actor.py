@@ -3,6 +3,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from actors import worker
+from actors.config import PlayConfig
 from actors.copies import Copies
 from actors.envs import EnvConfig, make_copies
 from actors.worker import Actor, ActorConfig
@@ -54,7 +55,7 @@ class Ticking:
 
 def actor_with(source: Source, sink: Sink, fetch_every: int = 0) -> Actor:
     rollout = rollout_of(make_copies(EnvConfig(id="counting", copies=3), Counting), Window(length=2))
-    return Actor(ActorConfig(unroll_length=4, fetch_every=fetch_every), rollout, sink, source, Ticking())
+    return Actor(PlayConfig(unroll_length=4), rollout, sink, source, Ticking(), fetch_every=fetch_every)
 
 
 def test_an_actor_waits_for_the_first_parameters() -> None:
@@ -156,7 +157,7 @@ def test_autoreset_rows_are_not_counted_as_steps() -> None:
     vector = CountingVector(3, [11, 22, 33], AutoresetMode.NEXT_STEP)
     sink = Sink()
     rollout = rollout_of(Copies(vector, EnvConfig(id="counting", copies=3)), Window())
-    actor = Actor(ActorConfig(unroll_length=20), rollout, sink, Source(version=1), Ticking())
+    actor = Actor(PlayConfig(unroll_length=20), rollout, sink, Source(version=1), Ticking())
 
     progress = actor.step()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from replay_server.shard import ReplayShard
 from starling import wire
-from starling.types import InsertReply
+from starling.types import InsertReply, Room
 from tests.replay_worlds import bandit_unroll, make_shard
 
 
@@ -86,7 +86,7 @@ class FakeLine:
 
     def _answer(self, method: str, args: Any) -> Any:
         if method == "credit":
-            return (0 if self.lacks else self.shard.credit()), self.lacks
+            return Room(0 if self.lacks else self.shard.credit(), self.lacks)
         reply = self.shard.insert(wire.decode_unroll(args[0]))
         return InsertReply(credit=0, accepted=reply.accepted, waits=self.lacks) if self.lacks else reply
 

@@ -13,7 +13,8 @@ from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.neighbours import PackingSink, ReadyBatches, fresh_params, play
 from cluster.config import ReplayRun
 from cluster.roles import build_algorithm, build_shard
-from learner.feeds import to_batch
+from learner.device import device_of
+from learner.feeds import ReplayFeed, to_batch
 from learner.optimizers import Optimizers
 from learner.worker import Learner
 from replay_server.local import LocalReplay
@@ -32,9 +33,10 @@ def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]
     spec = measure_spec(config.env)
     batches = sampled_batches(config, spec)
     torch.set_flush_denormal(True)  # as in a run
-    learner = Learner(
-        config.learner, build_algorithm(config), spec, ReadyBatches(batches), PackingSink(), config.seed, time.monotonic
-    )
+    algorithm = build_algorithm(config)
+    assert algorithm.window is not None, "only windows are replayed"
+    feed = ReplayFeed(ReadyBatches(batches), device_of(config.learner), algorithm.window)
+    learner = Learner(config.learner, algorithm, spec, feed, PackingSink(), config.seed, time.monotonic)
     value, limit = rates([lambda: learner.step().work["updates"], bare_updates(config, spec, batches)], seconds)
     figure = Figure(
         name=f"learner.efficiency.{preset}",
@@ -69,8 +71,7 @@ def sampled_batches(config: ReplayRun[Any], spec: Spec) -> list[Sampled]:
 def bare_updates(config: ReplayRun[Any], spec: Spec, batches: Sequence[Sampled]) -> Work:
     """Return one update after another, and whatever else the algorithm's mathematics asks for."""
     algorithm = build_algorithm(config)
-    cuda = torch.cuda.is_available() and config.learner.device != "cpu"
-    device = torch.device("cuda" if cuda else "cpu")
+    device = device_of(config.learner)
     generator = torch.Generator(device).manual_seed(config.seed)
     nets = LearnerNets(
         algorithm.networks(spec), algorithm.targets(), spec, torch.Generator().manual_seed(config.seed), device
@@ -82,7 +83,8 @@ def bare_updates(config: ReplayRun[Any], spec: Spec, batches: Sequence[Sampled])
     def work() -> int:
         nonlocal updates
         losses = algorithm.losses(nets, next(tensors), generator)
-        optimizers.step(losses.groups, updates)
+        optimizers.begin(updates)
+        optimizers.step(losses.groups)
         updates += 1
         nets.follow(updates)
         return 1
