@@ -1,6 +1,6 @@
 """A small environment for each kind of action, and unrolls of it as an algorithm's own actor plays them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -21,32 +21,49 @@ KINDS: dict[str, gymnasium.Space[Any]] = {
     "discrete": Discrete(4),
     "several": MultiDiscrete([2, 3]),
     "box": Box(-1.0, 1.0, (2,), np.float32),
+    "masked": Discrete(4),
+    "several masked": MultiDiscrete([2, 3]),
 }
 
 
 class Noise(gymnasium.Env[Any, Any]):
-    """Shows and pays noise; its episodes terminate now and then, and are truncated after some steps."""
+    """Shows and pays noise; its episodes terminate now and then, and are truncated after some steps.
+
+    If its kind is masked, some actions are impossible: which ones is noise too.
+    """
 
     def __init__(self, kind: str) -> None:
+        self._masked = "masked" in kind
         self.observation_space = Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space = KINDS[kind]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._steps = 0
-        return self._see(), {}
+        return self._see(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert not self._masked or self._mask[np.atleast_1d(action) + [0, 2][: np.size(action)]].all()
         self._steps += 1
         over = bool(self.np_random.random() < 0.1)
-        return self._see(), float(self.np_random.normal()), over, self._steps == 7, {}
+        return self._see(), float(self.np_random.normal()), over, self._steps == 7, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        sizes = self.action_space.nvec if isinstance(self.action_space, MultiDiscrete) else [4]
+        parts = [self.np_random.random(n) < 0.4 for n in sizes]
+        for part in parts:
+            part[self.np_random.integers(len(part))] = True
+        self._mask = np.concatenate(parts)
+        return {"action_mask": self._mask} if self._masked else {}
 
     def _see(self) -> Any:
         return self.np_random.normal(size=3).astype(np.float32)
 
 
 def copies_of(kind: str, num: int = 6) -> Copies:
-    return make_copies(EnvConfig(id="noise", copies=num, vectorization="sync"), lambda: Noise(kind))
+    mask: Literal["none", "info"] = "info" if "masked" in kind else "none"
+    config = EnvConfig(id="noise", copies=num, vectorization="sync", action_mask=mask)
+    return make_copies(config, lambda: Noise(kind))
 
 
 def networks_of(algorithm: Algorithm, copies: Copies, decided: float = 300.0) -> LearnerNets:

@@ -261,9 +261,10 @@ def test_what_remembers_learns_as_if_it_were_unrolled_step_by_step(kind: str) ->
         then = torch.where(cut, after[t], target) * ~batch.terminated[t]
         target = batch.reward[t] + DISCOUNT * then
         value = valued[t]["value"][:, 0]
-        log_pi = distributions.log_prob(decided[t], batch.action[t])
+        choice = decided[t] | {name: mask[t] for name, mask in batch.extras.items()}
+        log_pi = distributions.log_prob(choice, batch.action[t])
         lost = -log_pi * (target - value.detach()) + 0.5 * 0.5 * (target - value) ** 2
-        total = total + ((lost - 0.02 * distributions.entropy(decided[t])) * batch.valid[t]).sum()
+        total = total + ((lost - 0.02 * distributions.entropy(choice)) * batch.valid[t]).sum()
     expected = total / batch.valid.sum()
     torch.testing.assert_close(loss, expected)
     parameters = nets.parameters("policy", "value")

@@ -235,9 +235,11 @@ def test_what_remembers_learns_as_if_it_were_unrolled_step_by_step(kind: str) ->
     valued, _ = seen_step_by_step(nets, "value", batch)
     a2c = ActorCritic(A2cConfig(memory=4, value_cost=2.0, entropy_cost=0.0)).losses(nets, batch, None)
     value_loss = a2c.metrics["value"]  # compared with its definition by A2C's own test
-    log_pi = torch.stack([distributions.log_prob(d, a) for d, a in zip(decided, batch.action, strict=False)])
+    masks = [{"mask": mask} for mask in batch.extras["mask"]] if "mask" in batch.extras else [{}] * len(batch.action)
+    choices = [output | mask for output, mask in zip(decided, masks, strict=False)]
+    log_pi = torch.stack([distributions.log_prob(c, a) for c, a in zip(choices, batch.action, strict=True)])
     ratio = (log_pi - batch.extras["log_mu"]).exp()
-    bonus = torch.stack([distributions.entropy(output) for output in decided[:-1]]).mean()
+    bonus = torch.stack([distributions.entropy(choice) for choice in choices]).mean()
     value = torch.stack([output["value"][:, 0] for output in valued])
     advantage = advantages(batch, value, nets)
     gain = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage).mean()

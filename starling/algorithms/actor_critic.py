@@ -125,8 +125,8 @@ class ActorCritic:
         return networks if self.config.memory else {"policy": networks["policy"]}
 
     def columns(self, spec: Spec) -> Mapping[str, ArraySpec]:
-        """Nothing beyond what every step has: those who acted are those who learn."""
-        return {}
+        """Nothing beyond what every step has, and what was possible: those who acted are those who learn."""
+        return distributions.mask_column(spec)
 
     def explore(self, place: Place) -> NDArray[np.float32]:
         """The policy's own entropy explores, the same in every copy."""
@@ -134,7 +134,7 @@ class ActorCritic:
 
     def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
         """Sample the policy; it judges nothing."""
-        return Act(distributions.sample(outputs, rng), extras={})
+        return Act(distributions.sample(outputs, rng), extras=distributions.mask_in(outputs))
 
     def greedy(self, outputs: Outputs) -> Array:
         """Return the policy's likeliest action."""
@@ -173,7 +173,7 @@ class ActorCritic:
         goal, error = self._judge(nets, batch, policy)
         if config.normalise_advantages:
             goal = normalised(goal, batch.valid)
-        decided = {head: output[:-1] for head, output in policy.rows.items()}
+        decided = {head: output[:-1] for head, output in policy.rows.items()} | distributions.mask_in(batch.extras)
         log_pi = distributions.log_prob(decided, batch.action)  # [T, B]
         parts = {
             "policy": -masked_mean(log_pi * goal, batch.valid),

@@ -95,8 +95,8 @@ class Ppo:
         return networks if self.config.memory else {"policy": networks["policy"]}
 
     def columns(self, spec: Spec) -> Mapping[str, ArraySpec]:
-        """How likely the action was: what ratios are taken to."""
-        return {"log_mu": ArraySpec((), "float32")}
+        """How likely the action was, to which ratios are taken, and what was possible."""
+        return {"log_mu": ArraySpec((), "float32"), **distributions.mask_column(spec)}
 
     def explore(self, place: Place) -> NDArray[np.float32]:
         """The policy's own entropy explores, the same in every copy."""
@@ -105,7 +105,8 @@ class Ppo:
     def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
         """Sample the policy, and write down how likely that was."""
         action = distributions.sample(outputs, rng)
-        return Act(action, extras={"log_mu": distributions.log_prob(outputs, action)})
+        log_mu = distributions.log_prob(outputs, action)
+        return Act(action, extras={"log_mu": log_mu, **distributions.mask_in(outputs)})
 
     def greedy(self, outputs: Outputs) -> Array:
         """Return the policy's likeliest action."""
@@ -189,7 +190,7 @@ class Ppo:
 
     def _losses(self, nets: Nets, part: "Part", progress: float) -> Losses:
         config = self.config
-        policy = _outputs(nets, "policy", part)
+        policy = {**_outputs(nets, "policy", part), **distributions.mask_in(part.extras)}
         critic = policy if config.shared else _outputs(nets, "value", part)
         advantage = part.extras["advantage"]
         if config.normalise_advantages:
