@@ -55,6 +55,7 @@ class Learner:
         acting = tuple(f"{name}." for name in algorithm.acting(spec))
         self._num_acting = sum(name.startswith(acting) for name, _ in self.nets.layout.entries)
         self._optimizers = Optimizers(config.optimizer, algorithm.groups(), self.nets)
+        self._observes = algorithm.window is None and self.nets.normalises_inputs
         self._feed = feed
         self._sink = sink
         self._meter = Meter(clock)
@@ -128,6 +129,8 @@ class Learner:
         self.updates += 1
         self.steps += taken.amount.get("steps", 0)
         self.nets.follow(self.updates)
+        if self._observes:  # after the update, whose ratios are between policies that see through the same moments
+            self.nets.observe_inputs(taken.batch.obs[:-1][taken.batch.valid])
         self._metrics = {**losses.metrics, **{f"loss_{name}": loss.detach() for name, loss in losses.groups.items()}}
         if losses.priorities is not None and taken.ticket is not None:
             self._meter.enter("returning_priorities")

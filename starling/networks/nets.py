@@ -71,6 +71,12 @@ class LearnerNets:
         assert isinstance(moments, MomentsModule), "only moments observe"
         moments.observe(values.reshape(-1, len(moments.mean)))
 
+    @property
+    def normalises_inputs(self) -> bool:
+        """Whether any torso has moments of what it observes."""
+        torsos = [module.torso for module in self._modules.values()]
+        return any(isinstance(torso, MlpModule) and torso.norm is not None for torso in torsos)
+
     def observe_inputs(self, obs: Tensor) -> None:
         """Merge observations `[N, ...]` into the running moments of every torso that normalises them, if any does."""
         for module in self._modules.values():
