@@ -123,6 +123,14 @@ class LockstepRun(Config[A]):
 
     learner: UnrollLearnerConfig = field(default_factory=UnrollLearnerConfig)
 
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        anneals = getattr(self.algorithm, "anneal_clip", False)
+        check(
+            not anneals or self.learner.anneal_env_steps > 0,
+            "algorithm.anneal_clip must be false while learner.anneal_env_steps is 0, got true",
+        )
+
 
 TREES: dict[Topology, type[Config[Any]]] = {
     "replay": ReplayRun,

@@ -41,3 +41,24 @@ def gae(reward: Any, value: Any, next_value: Any, discount: Any, cut: Any, lam: 
     With lambda 1 it is the n-step advantage of A3C. Inputs as of `lambda_returns`.
     """
     return lambda_returns(reward, next_value, discount, cut, lam) - value
+
+
+def returns_to_go(reward: Any, discount: float, cut: Any) -> Any:
+    """Return what each step and those after it earned, `[T, E]`, up to a `cut` or the last row.
+
+    That is the lambda-return with lambda 1 of a value that is 0 everywhere.
+    """
+    nothing = 0.0 * reward
+    return lambda_returns(reward, nothing, nothing + discount, cut, 1.0)
+
+
+def whole_returns(reward: Any, discount: float, cut: Any, first: Any) -> Any:
+    """Return for each step, `[T, E]`, what its whole episode earned in these rows.
+
+    `first` is True where an episode begins; one that is under way at the first row counts from there.
+    """
+    assert first.shape == reward.shape, "first must be [T, E] as reward is"
+    returns = returns_to_go(reward, discount, cut)
+    for t in range(1, len(returns)):
+        returns[t] = returns[t] * first[t] + returns[t - 1] * ~first[t]
+    return returns
