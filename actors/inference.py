@@ -1,6 +1,6 @@
 """The inference role: acts for the copies of actors that have no networks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,8 @@ class Inference:
     def act(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer these questions, each of another group, by the present parameters, in one pass of the networks."""
         known = [self._knows(question) for question in questions]
-        answers = self._answers([question for question, knows in zip(questions, known, strict=True) if knows])
+        able = [question for question, knows in zip(questions, known, strict=True) if knows]
+        answers = iter(self._answers(able) if able else [])
         return [next(answers) if knows else self._sorry(q) for q, knows in zip(questions, known, strict=True)]
 
     def ask(self, question: Question) -> None:
@@ -113,9 +114,7 @@ class Inference:
         """Return work, time shares, and how many copies were acted for at once."""
         return self._meter.snapshot()
 
-    def _answers(self, questions: Sequence[Question]) -> Iterator[Answer]:
-        if not questions:
-            return
+    def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         self._meter.enter("acting")
         cut = self._behind_cuts(questions)
         before = {name: _joined([self._before(q)[name] for q in questions]) for name in self._states}
@@ -125,7 +124,7 @@ class Inference:
             outputs = {**outputs, "mask": _joined([q.mask for q in questions if q.mask is not None])}
         act = self._acting.act(outputs, _joined([self._strength(q) for q in questions]), self._rng)
         value = self._acting.value(outputs) if self._judges and act.taken is not None else None
-        start = 0
+        answers, start = [], 0
         for question, worth in zip(questions, cut, strict=True):
             part = slice(start, start + len(question.fresh))
             start = part.stop
@@ -133,9 +132,10 @@ class Inference:
             if self._states:
                 kept = {name: state[part] for name, state in after.items()}
                 self._memory[question.actor, question.group] = Memory(question.generation, question.number, kept)
-            yield self._answer(question, act, value, part, worth, starts)
+            answers.append(self._answer(question, act, value, part, worth, starts))
         self._count(start, len(questions))
         self._meter.enter("waiting_observations")
+        return answers
 
     def _answer(
         self, question: Question, act: Act, value: Array | None, part: slice, cut: Array, starts: Columns

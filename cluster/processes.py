@@ -16,6 +16,7 @@ import ray
 from cluster import user_folder
 from cluster.contents import News
 from cluster.handles import FETCH_SOON_S, Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.remote_inference import RemoteInference
 from cluster.remote_slices import RemoteSlices, RemoteValues
 from learner.inlet import Inlet
 from param_server.server import ParamServer
@@ -194,7 +195,7 @@ class Teller(Protocol):
         """Return what happened since the last call, for the run folder."""
 
 
-Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues | RemoteInference
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
@@ -205,6 +206,7 @@ NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
     "values": lambda peers, clock, generation: RemoteValues(peers, clock),
+    "inference": lambda peers, clock, generation: RemoteInference(peers[0], clock),
 }
 """How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
 sent them."""
@@ -308,6 +310,10 @@ class LoopProcess:
                 neighbour.flush()
         if (inlet := self._inlet()) is not None:
             inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
+            return
+        awaited = [r for n in self._neighbours.values() if isinstance(n, RemoteInference) for r in n.awaited()]
+        if awaited:
+            ray.wait(awaited, timeout=WAIT_S)  # at once: every step of a copy waits for such an answer
             return
         time.sleep(IDLE_S)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]

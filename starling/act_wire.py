@@ -1,4 +1,4 @@
-"""Questions and answers of central inference, as one buffer each through the codec: the header is the same each time."""
+"""What actors without networks ask and are answered, as one buffer each through the codec."""
 
 import numpy as np
 from numpy.typing import NDArray
