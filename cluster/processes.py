@@ -311,10 +311,10 @@ class LoopProcess:
         if (inlet := self._inlet()) is not None:
             inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
             return
-        awaited = [r for n in self._neighbours.values() if isinstance(n, RemoteInference) for r in n.awaited()]
-        if awaited:
-            ray.wait(awaited, timeout=WAIT_S)  # at once: every step of a copy waits for such an answer
-            return
+        for neighbour in self._neighbours.values():
+            if isinstance(neighbour, RemoteInference) and neighbour.is_awaited():
+                neighbour.wait(WAIT_S)  # at once: every step of a copy waits for such an answer
+                return
         time.sleep(IDLE_S)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
         if flying:

@@ -3,6 +3,8 @@
 from collections import deque
 from typing import Any
 
+import ray
+
 from cluster.handles import LOST, Line, Peer
 from starling import act_wire
 from starling.metrics import Clock
@@ -23,6 +25,7 @@ class RemoteInference:
         self._sent: dict[int, int] = {}  # by group, the number of its question that was sent to this incarnation
         self._flying: deque[tuple[int, int]] = deque()  # group and number of each call, in order
         self._waits = False
+        self._ready: set[Any] | None = None
 
     def ask(self, question: Question) -> None:
         """Send a question, or keep it until there is somebody to ask."""
@@ -32,7 +35,8 @@ class RemoteInference:
     def answers(self) -> list[Answer]:
         """Return the answers that have come, without waiting."""
         come = []
-        for packed in self._line.answers():
+        ready, self._ready = self._ready, None
+        for packed in self._line.answers(ready):
             group, number = self._flying.popleft()
             if packed is LOST:
                 self._sent.clear()
@@ -55,10 +59,14 @@ class RemoteInference:
             return f"{role}, down for {down_s:.0f} s"
         return awaited(role, (question for question, _ in self._asked.values()))
 
-    def awaited(self) -> list[Any]:
-        """Return the calls whose answers were last looked for in vain; once, since they may have come after that."""
+    def is_awaited(self) -> bool:
+        """Say whether answers were looked for in vain, since they were last waited for."""
         waits, self._waits = self._waits, False
-        return self._line.in_flight() if waits else []
+        return waits and len(self._line) > 0
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the next answer, which comes first; who looks for it then need not ask again if it has come."""
+        self._ready = set(ray.wait(self._line.in_flight()[:1], timeout=seconds)[0])
 
     def _send(self) -> None:
         for group, (question, packed) in self._asked.items():

@@ -26,6 +26,7 @@ BENCHES = {
     "learner": "cluster.bench.learner",
     "replay": "cluster.bench.replay",
     "params": "cluster.bench.params",
+    "inference": "cluster.bench.inference",
     "train": "cluster.bench.train",
 }
 
