@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from starling.algorithms.a3c import A3c, A3cConfig
 from starling.algorithms.async_q import AsyncQ, AsyncQConfig
 from starling.algorithms.dqn import Dqn, DqnConfig
+from starling.algorithms.impala import Impala, ImpalaConfig
 from starling.types import Algorithm
 
 Topology = Literal["replay", "queue", "lockstep", "gradients"]
@@ -23,6 +24,7 @@ ALGORITHMS = {
     "dqn": Choice(DqnConfig, Dqn, "replay"),
     "a3c": Choice(A3cConfig, A3c, "gradients"),
     "async_q": Choice(AsyncQConfig, AsyncQ, "gradients"),
+    "impala": Choice(ImpalaConfig, Impala, "queue"),
 }
 
 __all__ = ["ALGORITHMS", "Choice", "Topology"]
