@@ -31,11 +31,19 @@ class Actor:
     """Repeats: refresh parameters, play `unroll_length` steps of every copy, send them.
 
     It plays nothing that its sink has no room for, so a slow shard slows its actors down and memory stays bounded.
+    In lockstep it plays once by each version, and waits for a newer one than those that acted in its last unroll.
     Called from one thread, `stats` and `take` excepted.
     """
 
     def __init__(
-        self, config: ActorConfig, rollout: Rollout, sink: ReplaySink, params: ParamSource, clock: Clock
+        self,
+        config: PlayConfig,
+        rollout: Rollout,
+        sink: ReplaySink,
+        params: ParamSource,
+        clock: Clock,
+        fetch_every: int = 0,
+        lockstep: bool = False,
     ) -> None:
         self.name = f"actor[{rollout.place.actor}]"
         self._config = config
@@ -43,8 +51,11 @@ class Actor:
         self._sink = sink
         self._params = params
         self._meter = Meter(clock, "waiting_params")
+        self._fetch_every = fetch_every
+        self._lockstep = lockstep
         self._version = 0
-        self._since_fetch = config.fetch_every  # env steps; due at once
+        self._played = 0  # the oldest version that acted in the last unroll
+        self._since_fetch = fetch_every  # env steps; due at once
         self._ended: deque[Columns] = deque(maxlen=MAX_UNTOLD)
         self.env_steps = 0
 
@@ -53,13 +64,14 @@ class Actor:
         if wait := self._sink.must_wait():
             self._meter.enter("waiting_credit")
             return Progress(waits=f"{self.name} waits for {wait}")
-        if self._since_fetch >= self._config.fetch_every:
+        if self._since_fetch >= self._fetch_every:
             self._refresh()
-        if self._version == 0:
+        if wait := self._must_wait_for_params():
             self._meter.enter("waiting_params")
-            return Progress(waits=f"{self.name} waits for the first parameters")
+            return Progress(waits=f"{self.name} waits for {wait}")
         unroll = self._rollout.collect(self._config.unroll_length, self._version, self._meter)
         self._meter.enter("inserting")
+        self._played = int(unroll.columns["version"].min())
         self._sink.insert(unroll)
         work = {"env_steps": unroll.num_steps, "episodes": len(unroll.final_at), "unrolls": 1}
         for name, done in work.items():
@@ -74,8 +86,8 @@ class Actor:
     def restart(self, seed: np.random.SeedSequence, generation: int) -> None:
         """Begin anew in every copy, by parameters that are fetched first; what was played stays counted."""
         self._rollout.restart(seed, generation)
-        self._version = 0
-        self._since_fetch = self._config.fetch_every
+        self._version = self._played = 0
+        self._since_fetch = self._fetch_every
 
     def take(self) -> list[Columns]:
         """Return the figures of the episodes that ended since the last call."""
@@ -88,6 +100,14 @@ class Actor:
     def close(self) -> None:
         """Let go of the environment."""
         self._rollout.close()
+
+    def _must_wait_for_params(self) -> str:
+        """Say which parameters must come before it plays on; empty: none."""
+        if self._version == 0:
+            return "the first parameters"
+        if self._lockstep and self._version <= self._played:
+            return f"version {self._played + 1} of the parameters"
+        return ""
 
     def _refresh(self) -> None:
         self._meter.enter("fetching")

@@ -60,6 +60,8 @@ class Board:
             shards = f"replay x{counts.get('replay_server', 0)}"
             self._row(table, shards, figures.windows_per_s, "windows/s", self._replay(sample, figures))
             self._row(table, "learner", figures.updates_per_s, "updates/s", learner_line(figures))
+        elif "learner" in counts:
+            self._row(table, "learner", figures.updates_per_s, "updates/s", unroll_learner_line(sample, figures))
         else:
             slices = f"slices x{counts.get('param_server', 0)}"
             self._row(table, slices, figures.updates_per_s, "pushes/s", slices_line(sample, figures))
@@ -95,6 +97,7 @@ def plain_line(sample: Sample, figures: Figures, evaluation: EvaluationDone | No
             f"{sample.updates:,} updates ({number(figures.updates_per_s)}/s)",
             f"samples per insert {decimal(figures.samples_per_insert)}" if is_replayed(sample) else "",
             lag(figures),
+            dropped(sample),
             degraded(figures),
             f"return {number(evaluation.mean)}" if evaluation else "",
             slowest(figures),
@@ -129,6 +132,18 @@ def time_of(figures: Figures, kind: str) -> str:
 def learner_line(figures: Figures) -> str:
     """Say how old what the learner learns from is, and where its time goes."""
     return joined(lag(figures), time_of(figures, "learner"))
+
+
+def unroll_learner_line(sample: Sample, figures: Figures) -> str:
+    """Say how old the unrolls are that the learner learns from, how many wait or were dropped, and where time goes."""
+    queued = f"{total(sample.roles, 'queued', 'gauges')} queued"
+    return joined(lag(figures), queued, dropped(sample), time_of(figures, "learner"))
+
+
+def dropped(sample: Sample) -> str:
+    """Say how many unrolls were never learned from."""
+    stale = total(sample.roles, "unrolls_stale")
+    return f"{count(stale)} stale" if stale else ""
 
 
 def slices_line(sample: Sample, figures: Figures) -> str:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from cluster.config import Config, GradientsRun, ReplayRun
+from cluster.config import Config, GradientsRun, LockstepRun, QueueRun, ReplayRun
 from cluster.ray_node import OBJECT_STORE_BYTES
-from cluster.roles import build_algorithm
+from cluster.roles import build_algorithm, steps_per_update
 from param_server.slices import cut
 from replay_server.journal import BACKLOG_BYTES
 from replay_server.storage import MAX_ROWS, columns_of, row_bytes
@@ -53,6 +53,7 @@ class Plan:
     sample_bytes: int  # batches asked for and not learned from
     param_bytes: int  # versions, over all roles
     uses_ray: bool
+    lower: str = "replay.capacity"  # the settings that make it smaller
 
     @property
     def replay_bytes(self) -> int:
@@ -96,8 +97,10 @@ def plan_memory(config: Config[Any], spec: Spec) -> Plan:
     )
     if isinstance(config, ReplayRun):
         return _plan_replay(config, spec, needs)
-    assert isinstance(config, GradientsRun)
-    return _plan_gradients(config, needs)
+    if isinstance(config, GradientsRun):
+        return _plan_gradients(config, needs)
+    assert isinstance(config, QueueRun | LockstepRun)
+    return _plan_unrolls(config, needs)
 
 
 class Needs(NamedTuple):
@@ -129,6 +132,27 @@ def _plan_replay(config: ReplayRun[Any], spec: Spec, needs: Needs) -> Plan:
     )
 
 
+def _plan_unrolls(config: QueueRun[Any] | LockstepRun[Any], needs: Needs) -> Plan:
+    update = steps_per_update(config) * needs.row_bytes
+    queued = update
+    if isinstance(config, QueueRun):
+        queued = config.queue.capacity * _unrolls_bytes(config, needs) // config.actor.num
+    processes = config.actor.num + 3 if config.runtime == "ray" else 1
+    return Plan(
+        shards=0,
+        rows=0,
+        row_bytes=needs.row_bytes,
+        keeping_bytes=0,
+        processes=processes,
+        process_bytes=_process_bytes(config, processes, config.actor.num + 2 if needs.acts_by_torch else 1),
+        unroll_bytes=2 * (UNROLLS_PER_ACTOR * _unrolls_bytes(config, needs) + queued),
+        sample_bytes=2 * update,  # as a batch, and on its way to one
+        param_bytes=needs.param_bytes * (COPIES_IN_LEARNER + COPIES_ELSEWHERE * processes),
+        uses_ray=config.runtime == "ray",
+        lower="queue.capacity" if isinstance(config, QueueRun) else "actor.unroll_length",
+    )
+
+
 def _plan_gradients(config: GradientsRun[Any], needs: Needs) -> Plan:
     cut(needs.param_bytes // PARAM_BYTES, config.params.slices)  # refuses empty slices
     processes = config.params.slices + config.actor.num + 1 if config.runtime == "ray" else 1
@@ -143,6 +167,7 @@ def _plan_gradients(config: GradientsRun[Any], needs: Needs) -> Plan:
         sample_bytes=0,
         param_bytes=needs.param_bytes * (COPIES_IN_LEARNER * config.actor.num + COPIES_IN_SLICES),
         uses_ray=config.runtime == "ray",
+        lower="params.slices",
     )
 
 
@@ -191,14 +216,14 @@ def refuse_what_does_not_fit(plan: Plan, available: int, shm_free: int | None) -
 def _refuse_too_many_processes(plan: Plan, available: int, shm_free: int | None) -> None:
     check(
         plan.total_bytes <= available,
-        f"actor.num and params.slices must fit the memory: {plan} are needed, but {_size(available)} is available; "
-        "have fewer of either",
+        f"actor.num and {plan.lower} must fit the memory: {plan} are needed, but {_size(available)} is available; "
+        "lower either",
     )
     fits = not plan.uses_ray or shm_free is None or plan.store_bytes <= max(shm_free, OBJECT_STORE_BYTES)
     check(
         fits,
-        f"actor.num must be small enough for {SHM}: gradients and parameters under way need "
-        f"{_size(plan.store_bytes)} there, but {_size(shm_free or 0)} is free; have fewer actors",
+        f"actor.num must be small enough for {SHM}: what is under way between processes needs "
+        f"{_size(plan.store_bytes)} there, but {_size(shm_free or 0)} is free; have fewer actors, or shorter unrolls",
     )
 
 

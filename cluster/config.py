@@ -11,7 +11,7 @@ from actors.config import PlayConfig
 from actors.envs import EnvConfig
 from actors.evaluator import EvaluatorConfig
 from actors.worker import ActorConfig
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, QueueConfig, QueueLearnerConfig, UnrollLearnerConfig
 from param_server.config import SliceConfig
 from replay_server.config import ReplayConfig
 from starling.algorithms import ALGORITHMS, Topology
@@ -103,10 +103,44 @@ class GradientsRun(Config[A]):
     params: SliceConfig = field(default_factory=SliceConfig)
 
 
-TREES: dict[Topology, type[Config[Any]]] = {"replay": ReplayRun, "gradients": GradientsRun}
+@dataclass(frozen=True, kw_only=True)
+class QueueRun(Config[A]):
+    """A run whose learner takes whole unrolls from a bounded queue, as they come."""
+
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    learner: QueueLearnerConfig = field(default_factory=QueueLearnerConfig)
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        _at_most("learner.unrolls", self.learner.unrolls, "queue.capacity", self.queue.capacity)
+        _at_most("actor.num", self.actor.num, "queue.capacity", self.queue.capacity)  # each has a share of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockstepRun(Config[A]):
+    """A run whose learner takes one unroll of its own version from every actor, while all of them wait for the next."""
+
+    learner: UnrollLearnerConfig = field(default_factory=UnrollLearnerConfig)
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        anneals = getattr(self.algorithm, "anneal_clip", False)
+        check(
+            not anneals or self.learner.anneal_env_steps > 0,
+            "algorithm.anneal_clip must be false while learner.anneal_env_steps is 0, got true",
+        )
+
+
+TREES: dict[Topology, type[Config[Any]]] = {
+    "replay": ReplayRun,
+    "queue": QueueRun,
+    "lockstep": LockstepRun,
+    "gradients": GradientsRun,
+}
 """The tree of settings of a run of each topology"""
 
-ORDER = ("env", "algorithm", "actor", "replay", "learner", "params")
+ORDER = ("env", "algorithm", "actor", "replay", "queue", "learner", "params")
 """In which sections are written, before all others: along the way of a step"""
 
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,13 @@ from starling import wire
 from starling.errors import RoleError
 from starling.metrics import Clock
 from starling.params import Params
-from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
+from starling.types import InsertReply, Room, SampleReply, SampleRequest, Unroll
 
 ANSWER_LIMIT_S = 90.0  # longer than a role may take to start, or to be found hanging and be replaced
 OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
+FETCH_SOON_S = 0.001  # the same, where an unroll is learned from soon and should be by the newest ones
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
@@ -144,7 +146,9 @@ def ready_of(flying: list[Any]) -> set[Any]:
 
 
 class RemoteSink:
-    """An actor's way to the shards: few unrolls at a time, each kept until it is acknowledged, none without credit.
+    """An actor's way to the shards, or to the learner: few unrolls at a time, each kept until it is acknowledged.
+
+    It sends none without credit: each one that it sends takes from what it was told last.
 
     What its shard had not acknowledged when it died is sent again to the successor, before anything new: that one
     knows what its predecessor stored, so nothing comes twice. When the shard stays down, the writer drops what was
@@ -152,7 +156,14 @@ class RemoteSink:
     streams are cut at each move, since their sequence does not continue there.
     """
 
-    def __init__(self, lines: Sequence[Line], clock: Clock, in_flight: int = 2, move_on_s: float = MOVE_ON_S) -> None:
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        clock: Clock,
+        in_flight: int = 2,
+        move_on_s: float = MOVE_ON_S,
+        at_first: int = 2,  # unrolls that may be sent before anything was answered
+    ) -> None:
         self.lines = list(lines)
         self._line = self.lines[0]
         self._clock = clock
@@ -160,10 +171,11 @@ class RemoteSink:
         self._move_on_s = move_on_s
         self._pending: deque[Any] = deque()  # packed unrolls, in order
         self._sent = 0  # of those
-        self._counts = {"unrolls_unanswered": 0, "unrolls_given_up": 0, "shards_changed": 0}
-        self._credit = 1
-        self._lacks = ""  # what the shard waits for itself
-        self._asked = -CREDIT_EVERY_S
+        self._counts = dict.fromkeys(("unrolls_unanswered", "unrolls_refused", "unrolls_given_up", "shards_changed"), 0)
+        self._actor = 0  # who writes
+        self._credit = self._at_first = at_first
+        self._lacks = ""  # what is waited for there
+        self._ask_at = -inf  # for credit
 
     @property
     def counts(self) -> dict[str, int]:
@@ -172,7 +184,9 @@ class RemoteSink:
 
     def insert(self, unroll: Unroll) -> None:
         """Send one unroll."""
+        self._actor = unroll.actor
         self._pending.append(wire.encode_unroll(unroll))
+        self._credit -= 1
         self._send()
 
     def must_wait(self) -> str:
@@ -187,9 +201,10 @@ class RemoteSink:
             return f"{role} to acknowledge"
         if self._credit > 0:
             return ""
-        if not len(self._line) and self._clock() - self._asked >= CREDIT_EVERY_S:
-            self._asked = self._clock()
-            self._line.send("credit")
+        if self._pending:
+            return f"{role} to acknowledge"  # and to say how much more it takes
+        if not len(self._line) and self._clock() >= self._ask_at:
+            self._line.send("credit", self._actor)
         return f"{role} ({self._lacks})" if self._lacks else f"insert credit from {role}"
 
     def _hear(self) -> None:
@@ -197,17 +212,20 @@ class RemoteSink:
             if answer is LOST:  # and with it everything that was in flight
                 self._counts["unrolls_unanswered"] += self._sent
                 self._sent = 0
-                self._credit, self._lacks = 1, ""  # a successor says itself how much it takes
+                self._credit, self._lacks = (
+                    self._at_first - len(self._pending),
+                    "",
+                )  # a successor says itself how much it takes
             else:
                 self._note(answer)
 
-    def _note(self, answer: InsertReply | tuple[int, str]) -> None:
+    def _note(self, answer: InsertReply | Room) -> None:
         if isinstance(answer, InsertReply):
             self._pending.popleft()
             self._sent -= 1
-            self._credit, self._lacks = answer.credit, answer.waits
-        else:
-            self._credit, self._lacks = answer
+            self._counts["unrolls_refused"] += not answer.accepted
+        self._credit, self._lacks = answer.credit - len(self._pending), answer.waits
+        self._ask_at = self._clock() + (answer.ask_after_s or CREDIT_EVERY_S)
 
     def _send(self) -> None:
         while self._sent < len(self._pending) and self._line.down_s is None:
@@ -234,7 +252,7 @@ class RemoteSink:
         self._pending.clear()
         self._sent = 0
         self._line = line
-        self._credit, self._lacks = 1, ""
+        self._credit, self._lacks = self._at_first, ""
         line.answers()  # of questions that were asked when it was left
 
 
@@ -267,11 +285,12 @@ class RemoteReplay:
 class RemoteParams:
     """An actor's way to the parameter server: always one question in flight, so asking costs no waiting."""
 
-    def __init__(self, peer: Peer, clock: Clock) -> None:
+    def __init__(self, peer: Peer, clock: Clock, every_s: float = FETCH_EVERY_S) -> None:
         self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
         self._clock = clock
-        self._asked = -FETCH_EVERY_S
+        self._every_s = every_s
+        self._asked = -every_s
         self._newest: tuple[int, Params] | None = None
 
     def fetch(self, newer_than: int) -> tuple[int, Params] | None:
@@ -279,7 +298,7 @@ class RemoteParams:
         for answer in self._line.answers():
             if answer is not None and answer is not LOST:
                 self._take(*answer)
-        if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= FETCH_EVERY_S:
+        if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= self._every_s:
             self._asked = self._clock()
             self._line.call("fetch", max(newer_than, self._newest[0] if self._newest else 0))
         if self._newest is not None and self._newest[0] > newer_than:

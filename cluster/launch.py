@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from cluster.config import GradientsRun, ReplayRun
+from cluster.config import GradientsRun, LockstepRun, QueueRun, ReplayRun
 from cluster.roles import (
     FRESH,
     Start,
@@ -15,6 +15,8 @@ from cluster.roles import (
     build_shard,
     build_slice,
     build_slices_evaluator,
+    build_unroll_actor,
+    build_unroll_learner,
     build_worker,
 )
 from starling.metrics import Clock
@@ -51,6 +53,30 @@ def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, s
         play = partial(build_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
         own = actor % len(shards)
         runtime.loop("actor", actor, play, sink=[*shards[own:], *shards[:own]], params=[params])  # its own shard first
+    judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
+    runtime.loop("evaluator", 0, judge, params=[params])
+
+
+def queue(runtime: Runtime, config: QueueRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
+    """Actors send whole unrolls to the learner, which keeps them in a bounded queue and publishes what it learns."""
+    params = runtime.server("param_server", 0, partial(build_param_server, clock))
+    learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
+    learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])
+    for actor in range(config.actor.num):
+        play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
+        runtime.loop("actor", actor, play, learner=[learner], newest=[params])
+    judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
+    runtime.loop("evaluator", 0, judge, params=[params])
+
+
+def lockstep(runtime: Runtime, config: LockstepRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
+    """Actors play one unroll by each version, and the learner learns from all of them at once."""
+    params = runtime.server("param_server", 0, partial(build_param_server, clock))
+    learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
+    learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])
+    for actor in range(config.actor.num):
+        play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
+        runtime.loop("actor", actor, play, learner=[learner], newest=[params])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])
 

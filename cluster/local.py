@@ -14,6 +14,7 @@ from cluster.report import Event, Outcome
 from cluster.roles import FRESH, Start, actor_seed
 from cluster.snapshots import snapshot_name
 from cluster.topologies import arrangement_of
+from learner.local import LocalInlet
 from param_server.local import LocalSlices, LocalValues
 from replay_server.local import LocalReplay, LocalSink
 from starling import wire
@@ -110,6 +111,8 @@ class LocalRuntime:
             return LocalSlices([self.roles[role] for role in roles])
         if argument == "values":
             return LocalValues([self.roles[role] for role in roles])
+        if argument == "learner":
+            return LocalInlet(first.inlet)
         if argument == "sink":
             return LocalSink(first, int(roles[0].partition("[")[2].rstrip("]")))
         return first

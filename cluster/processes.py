@@ -15,8 +15,9 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.handles import FETCH_SOON_S, Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
 from cluster.remote_slices import RemoteSlices, RemoteValues
+from learner.inlet import Inlet
 from param_server.server import ParamServer
 from param_server.slices import ParamSlice
 from replay_server.durable import DurableShard
@@ -24,11 +25,12 @@ from starling import gradient_wire, wire
 from starling.errors import StarlingError
 from starling.metrics import Clock
 from starling.state import Lasting, pack_state
-from starling.types import InsertReply, Progress
+from starling.types import InsertReply, Progress, Room
 
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 
 INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; larger ones as one object per version
+STARTING = "it is starting"
 IDLE_S = 0.001
 WAIT_S = 0.05
 STOP_S = 2.5
@@ -78,9 +80,9 @@ class ShardProcess:
         self._filled = number
         return True
 
-    def credit(self) -> tuple[int, str]:
-        """Return how many windows may still be inserted, and what the shard waits for itself if there are none."""
-        return self._shard.credit(), self._shard.must_wait()
+    def credit(self, actor: int) -> Room:
+        """Return how many windows anybody may still insert, and what the shard waits for itself if there are none."""
+        return Room(self._shard.credit(), self._shard.must_wait())
 
     def sample(self, request: Buffer) -> Buffer:
         """Answer one request of the learner."""
@@ -166,6 +168,15 @@ class SliceProcess:
         return Beat(os.getpid(), self._beats, self._slice.stats(), state=state)
 
 
+@runtime_checkable
+class Receiver(Protocol):
+    """A role that is sent unrolls between its steps."""
+
+    @property
+    def inlet(self) -> Inlet | None:
+        """Where they come in, in any thread; None: it is sent none."""
+
+
 class Role(Protocol):
     """What a loop process repeats."""
 
@@ -188,8 +199,10 @@ Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteS
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
+    "learner": lambda peers, clock, generation: RemoteSink([Line(peers[0], clock)], clock, at_first=1),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
+    "newest": lambda peers, clock, generation: RemoteParams(peers[0], clock, FETCH_SOON_S),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
     "values": lambda peers, clock, generation: RemoteValues(peers, clock),
@@ -199,7 +212,7 @@ sent them."""
 
 
 class LoopProcess:
-    """Repeats a role's `step` in a thread of its own; Ray's thread answers the supervisor in between."""
+    """Repeats a role's `step` in a thread of its own; Ray's thread answers the supervisor, and actors, in between."""
 
     def __init__(self, name: str, build: Callable[..., Role], generation: int, peers: Mapping[str, list[Peer]]) -> None:
         faulthandler.enable()
@@ -230,6 +243,21 @@ class LoopProcess:
             for line, role in zip(self._neighbours[argument].lines, roles, strict=True):
                 if role == peer.role:
                     line.connect(peer)
+
+    def insert(self, unroll: Buffer) -> InsertReply:
+        """Take an actor's unroll; one that comes before the role is there is refused, and its actor waits."""
+        inlet = self._inlet()
+        if inlet is None:
+            return InsertReply(credit=0, accepted=False, waits=STARTING)
+        return inlet.insert(wire.decode_unroll(unroll))
+
+    def credit(self, actor: int) -> Room:
+        """Return how many more unrolls an actor may send."""
+        inlet = self._inlet()
+        return Room(0, STARTING) if inlet is None else inlet.credit(actor)
+
+    def _inlet(self) -> Inlet | None:
+        return self._role.inlet if isinstance(self._role, Receiver) else None
 
     def stop(self) -> Beat:
         """End the loop after the present step, and say what is left to say."""
@@ -275,6 +303,9 @@ class LoopProcess:
         for neighbour in self._neighbours.values():
             if isinstance(neighbour, RemoteParamSink):
                 neighbour.flush()
+        if (inlet := self._inlet()) is not None:
+            inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
+            return
         time.sleep(IDLE_S)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
         if flying:

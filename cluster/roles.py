@@ -1,7 +1,7 @@
 """How each role is made from a run's settings and its neighbours: the same for every runtime."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from actors.evaluator import Evaluator
 from actors.gradients import GradientWorker
 from actors.rollout import Rollout
 from actors.worker import Actor
-from cluster.config import Config, GradientsRun, ReplayRun, algorithm_name
+from cluster.config import Config, GradientsRun, LockstepRun, QueueRun, ReplayRun, algorithm_name
 from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
+from learner.lineup import Lineup
+from learner.unroll_queue import UnrollQueue
 from param_server.server import ParamServer
 from param_server.slices import ParamSlice, cut
 from replay_server.durable import DurableShard
@@ -138,15 +140,36 @@ def build_actor(
     start: Start = FRESH,
 ) -> Actor:
     """Return actor number `index` with environment copies of its own."""
+    rollout = _rollout(config, spec, index, start.past.number, generation)
+    return Actor(config.actor, rollout, sink, params, clock, fetch_every=config.actor.fetch_every)
+
+
+def build_unroll_actor(
+    config: QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    index: int,
+    clock: Clock,
+    learner: ReplaySink,
+    newest: ParamSource,
+    generation: int = 0,
+    start: Start = FRESH,
+) -> Actor:
+    """Return actor number `index` of those whose unrolls are learned from whole; in lockstep, if they are."""
+    rollout = _rollout(config, spec, index, start.past.number, generation)
+    if isinstance(config, LockstepRun):
+        return Actor(config.actor, rollout, learner, newest, clock, lockstep=True)
+    return Actor(config.actor, rollout, learner, newest, clock, fetch_every=config.actor.fetch_every)
+
+
+def _rollout(config: Config[Any], spec: Spec, index: int, number: int, generation: int) -> Rollout:
     algorithm = build_algorithm(config)
-    rollout = Rollout(
+    return Rollout(
         make_copies(config.env),
         algorithm,
         build_forward(algorithm.acting(spec), spec),
         Place(index, config.actor.num, config.env.copies),
-        *actor_seed(config, index, start.past.number, generation),
+        *actor_seed(config, index, number, generation),
     )
-    return Actor(config.actor, rollout, sink, params, clock)
 
 
 def build_learner(
@@ -160,36 +183,97 @@ def build_learner(
     start: Start = FRESH,
 ) -> Any:
     """Return the learner and the router through which it samples."""
-    import torch  # only the learner's process pays for it
+    router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
+    sizes = config.learner.batch_size, config.learner.batches_per_request, config.learner.requests_ahead
+    router = Router(source, config.replay, router_rng, clock, *sizes, takes_over=generation > 0)
+
+    def feed(algorithm: Algorithm) -> Any:
+        from learner.device import device_of  # torch: only the learner's process pays for it
+        from learner.feeds import ReplayFeed
+
+        assert algorithm.window is not None, "only windows are replayed"
+        return ReplayFeed(router, device_of(config.learner), algorithm.window)
+
+    learner = _learner(config, spec, clock, feed, publisher, params, generation, start)
+    if start.lost and not generation:
+        router.begin_anew()
+    return learner
+
+
+def build_unroll_learner(
+    config: QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    clock: Clock,
+    publisher: ParamSink,
+    params: ParamSource,
+    generation: int = 0,
+    start: Start = FRESH,
+) -> Any:
+    """Return the learner, with the queue or the lineup that actors send their unrolls to."""
+
+    def feed(algorithm: Algorithm) -> Any:
+        from learner.device import device_of
+        from learner.feeds import UnrollFeed
+
+        return UnrollFeed(_place_of(config, clock), device_of(config.learner))
+
+    return _learner(config, spec, clock, feed, publisher, params, generation, start)
+
+
+def _place_of(config: QueueRun[Any] | LockstepRun[Any], clock: Clock) -> UnrollQueue | Lineup:
+    if isinstance(config, LockstepRun):
+        return Lineup(config.actor.num, clock)
+    return UnrollQueue(config.queue, config.learner.unrolls, config.actor.num, clock)
+
+
+def _learner(
+    config: ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    clock: Clock,
+    feed: Callable[[Algorithm], Any],
+    publisher: ParamSink,
+    params: ParamSource,
+    generation: int,
+    start: Start,
+) -> Any:
+    """Return the learner as its run goes on: from a state, from what its predecessor published, or at nothing."""
+    import torch
 
     from learner.worker import Learner
 
     if config.runtime == "ray":  # in a process of its own; shards that share it count on denormals
         torch.set_flush_denormal(True)  # those of a converged network cost a third of the speed
-
-    router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
-    sizes = config.learner.batch_size, config.learner.batches_per_request, config.learner.requests_ahead
-    router = Router(source, config.replay, router_rng, clock, *sizes, takes_over=generation > 0)
+    algorithm = build_algorithm(config)
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
-    learner = Learner(config.learner, build_algorithm(config), spec, router, publisher, seed, clock)
+    learner = Learner(config.learner, algorithm, spec, feed(algorithm), publisher, seed, clock)
     learner.initialise(start.arrays)
-    newest = _newest(params, config) if generation else start.newest
+    newest = _newest(params, config.learner.updates_per_version) if generation else start.newest
     start.restore("learner[0]", learner, 0 if newest is None else generation)
-    if start.lost and not generation:
-        router.begin_anew()
     if newest is not None:
-        learner.begin_from(newest.params, newest.version, newest.updates)
+        steps = newest.updates * steps_per_update(config)
+        learner.begin_from(newest.params, newest.version, newest.updates, steps)
     elif generation:
         learner.version = max(learner.version, generation * VERSION_GAP)
     return learner
 
 
-def _newest(params: ParamSource, config: ReplayRun[Any]) -> Newest | None:
+def steps_per_update(config: Config[Any]) -> int:
+    """Return how many steps an update of whole unrolls learns from; 0 where they are not learned from whole."""
+    unroll = config.actor.unroll_length * config.env.copies
+    match config:
+        case QueueRun():
+            return config.learner.unrolls * unroll
+        case LockstepRun():
+            return config.actor.num * unroll
+    return 0
+
+
+def _newest(params: ParamSource, updates_per_version: int) -> Newest | None:
     """Return what a learner that died had published; None if it published nothing, or its server died with it."""
     for _ in range(NEWEST_TRIES):
         if fresh := params.fetch(newer_than=0):
             version, published = fresh
-            return Newest(version, version * config.learner.publish_every, published)
+            return Newest(version, version * updates_per_version, published)
         time.sleep(NEWEST_EVERY_S)
     return None
 
@@ -239,14 +323,7 @@ def build_worker(
         torch.set_flush_denormal(True)
     algorithm = build_algorithm(config)
     seed, incarnation = actor_seed(config, index, number, generation)
-    rollout = Rollout(
-        make_copies(config.env),
-        algorithm,
-        build_forward(algorithm.acting(spec), spec),
-        Place(index, config.actor.num, config.env.copies),
-        seed,
-        incarnation,
-    )
+    rollout = _rollout(config, spec, index, number, generation)
     learning = Differentiator(algorithm, spec, seed)
     clip_norm = float(config.params.clip_norm)
     return GradientWorker(config.actor, clip_norm, rollout, learning, gradients, incarnation, clock)

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from actors.envs import measure_spec
 from cluster import user_folder
-from cluster.config import Config, ReplayRun, parse, topology_of
+from cluster.config import Config, ReplayRun, parse
 from cluster.contents import SHARD
 from cluster.course import Course, Past
 from cluster.figures import kind_of
@@ -103,7 +103,7 @@ class Supervisor:
         self._hear(self._members.stop())
         self._course.sample(self._stats, now=True)
         params = self._keep_at_the_end()
-        if params is None and topology_of(self._config) == "replay":
+        if params is None and self._arrangement.learns == "learner":
             _, params = self._newest()
         return self._course.end(reason, params)
 

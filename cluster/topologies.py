@@ -54,16 +54,22 @@ def _params_of_slices(config: Config[Any], spec: Spec, states: States) -> Params
     return Params(layout, values[: layout.size])
 
 
-ARRANGEMENTS: dict[Topology, Arrangement] = {
-    "replay": Arrangement(
-        launch=launch.replay,
+def _by_learner(launch: Callable[..., None]) -> Arrangement:
+    return Arrangement(
+        launch=launch,
         learns="learner",
         counter="updates",
         # before the shards: one whose snapshot is of later knows every window of which the learner's state speaks
         keeps=("learner", "evaluator"),
         version=lambda states: int(states["learner[0]"].meta["version"]),
         params=_params_of_learner,
-    ),
+    )
+
+
+ARRANGEMENTS: dict[Topology, Arrangement] = {
+    "replay": _by_learner(launch.replay),
+    "queue": _by_learner(launch.queue),
+    "lockstep": _by_learner(launch.lockstep),
     "gradients": Arrangement(
         launch=launch.gradients,
         learns="param_server",

@@ -21,10 +21,18 @@ class Optimizers:
         self._groups = groups
         self._nets = nets
         self._optimizers = {name: _optimizer(config, group, nets) for name, group in groups.items()}
+        self._updates = 0
 
-    def step(self, losses: Mapping[str, Tensor], updates: int) -> bool:
+    def begin(self, updates: int, rest: float = 1.0) -> None:
+        """Begin the update after `updates` of them, at this part of the learning rates."""
+        self._updates = updates
+        for name, optimizer in self._optimizers.items():
+            for part in optimizer.param_groups:
+                part["lr"] = rest * _learning_rate(self._config, self._groups[name])
+
+    def step(self, losses: Mapping[str, Tensor]) -> bool:
         """Take one step per group that is due; return False, having moved nothing, if anything is not finite."""
-        due = [name for name, group in self._groups.items() if updates % group.every == 0]
+        due = [name for name, group in self._groups.items() if self._updates % group.every == 0]
         self._nets.gradient.zero_()
         for name in due:
             networks = self._groups[name].networks
@@ -73,9 +81,13 @@ class Optimizers:
 
 def _optimizer(config: OptimizerConfig, group: Group, nets: LearnerNets) -> torch.optim.Optimizer:
     vectors = [nets.vectors[name] for name in group.networks]
-    rate = config.learning_rate if group.learning_rate is None else group.learning_rate
+    rate = _learning_rate(config, group)
     if config.kind == "adam":
         return torch.optim.Adam(vectors, lr=rate, eps=config.eps, fused=True)
     if config.kind == "rmsprop":
-        return torch.optim.RMSprop(vectors, lr=rate, alpha=config.decay, eps=config.eps, centered=True)
+        return torch.optim.RMSprop(vectors, lr=rate, alpha=config.decay, eps=config.eps, centered=config.centered)
     return torch.optim.SGD(vectors, lr=rate)
+
+
+def _learning_rate(config: OptimizerConfig, group: Group) -> float:
+    return config.learning_rate if group.learning_rate is None else group.learning_rate

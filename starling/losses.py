@@ -16,3 +16,9 @@ def masked_mean(x: Any, valid: Any) -> Any:
     """Return the mean over the entries that are valid, 0 if none is; both have one shape."""
     assert x.shape == valid.shape, "x and valid must have one shape"
     return (x * valid).sum() / valid.sum().clip(min=1)
+
+
+def normalised(x: Any, valid: Any) -> Any:
+    """Return x less its mean over the valid entries, by their standard deviation."""
+    off = x - masked_mean(x, valid)
+    return off / (masked_mean(off * off, valid) ** 0.5 + 1e-8)

@@ -222,12 +222,20 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertReply:
-    """A shard's answer to an unroll."""
+    """A shard's or a queue's answer to an unroll."""
 
-    credit: int  # windows that this shard still takes; at 0 its writers wait
+    credit: int  # windows that this shard, or unrolls that this queue, still takes; at 0 the writer waits
     accepted: bool = True  # False: refused as a duplicate or by fencing
     waits: str = ""  # for what, if there is no credit for another reason than the samples-per-insert account
     ask_after_s: float = 0.0  # how long it makes no sense to ask for credit again; 0: the writer's own habit
+
+
+class Room(NamedTuple):
+    """How much more a server takes from one writer, as it says when it is asked; the fields are InsertReply's."""
+
+    credit: int
+    waits: str = ""
+    ask_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

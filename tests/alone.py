@@ -58,7 +58,8 @@ class Alone:
             self.rollout.load(self.params())
             unroll = self.rollout.collect(self.length, self.updates, Meter(no_clock))
             losses = self.algorithm.losses(self.nets, batch_of([unroll], CPU), None)
-            assert self.optimizers.step(losses.groups, self.updates)
+            self.optimizers.begin(self.updates)
+            assert self.optimizers.step(losses.groups)
             self.nets.follow(self.updates)
             self.env_steps += unroll.num_steps
 

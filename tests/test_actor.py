@@ -3,6 +3,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from actors import worker
+from actors.config import PlayConfig
 from actors.copies import Copies
 from actors.envs import EnvConfig, make_copies
 from actors.worker import Actor, ActorConfig
@@ -52,9 +53,10 @@ class Ticking:
         return self.now
 
 
-def actor_with(source: Source, sink: Sink, fetch_every: int = 0) -> Actor:
+def actor_with(source: Source, sink: Sink, fetch_every: int = 0, lockstep: bool = False) -> Actor:
     rollout = rollout_of(make_copies(EnvConfig(id="counting", copies=3), Counting), Window(length=2))
-    return Actor(ActorConfig(unroll_length=4, fetch_every=fetch_every), rollout, sink, source, Ticking())
+    config = PlayConfig(unroll_length=4)
+    return Actor(config, rollout, sink, source, Ticking(), fetch_every=fetch_every, lockstep=lockstep)
 
 
 def test_an_actor_waits_for_the_first_parameters() -> None:
@@ -114,6 +116,31 @@ def test_newer_parameters_act_from_the_next_unroll_on() -> None:
     assert actor.stats()["gauges"]["version"] == 7
 
 
+def test_in_lockstep_an_actor_plays_once_by_each_version() -> None:
+    source, sink = Source(version=7), Sink()
+    actor = actor_with(source, sink, lockstep=True)
+
+    said = [actor.step().waits for _ in range(3)]
+    source.version = 9
+    said += [actor.step().waits for _ in range(2)]
+
+    assert [int(unroll.columns["version"].min()) for unroll in sink.unrolls] == [7, 9]
+    waits = [f"actor[2] waits for version {version} of the parameters" for version in (8, 10)]
+    assert said == ["", waits[0], waits[0], "", waits[1]]
+
+
+def test_an_actor_that_begins_again_plays_the_present_version_anew() -> None:
+    source, sink = Source(version=7), Sink()
+    actor = actor_with(source, sink, lockstep=True)
+    actor.step()
+    actor.step()
+
+    actor.restart(np.random.SeedSequence(3), generation=1)
+    actor.step()
+
+    assert [unroll.generation for unroll in sink.unrolls] == [0, 1]
+
+
 def test_parameters_are_looked_for_only_when_they_are_due() -> None:
     source = Source(version=1)
     actor = actor_with(source, Sink(), fetch_every=30)
@@ -156,7 +183,7 @@ def test_autoreset_rows_are_not_counted_as_steps() -> None:
     vector = CountingVector(3, [11, 22, 33], AutoresetMode.NEXT_STEP)
     sink = Sink()
     rollout = rollout_of(Copies(vector, EnvConfig(id="counting", copies=3)), Window())
-    actor = Actor(ActorConfig(unroll_length=20), rollout, sink, Source(version=1), Ticking())
+    actor = Actor(PlayConfig(unroll_length=20), rollout, sink, Source(version=1), Ticking())
 
     progress = actor.step()
 

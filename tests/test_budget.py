@@ -193,7 +193,7 @@ def test_a_run_without_a_replay_is_planned_by_its_workers() -> None:
         refuse_what_does_not_fit(more, available=2 * GB, shm_free=None)
     assert str(refusal.value) == (
         "actor.num and params.slices must fit the memory: 4.6 GB for 14 processes and what is under way are needed, "
-        "but 2.0 GB is available; have fewer of either"
+        "but 2.0 GB is available; lower either"
     )
 
 
@@ -208,6 +208,6 @@ def test_gradients_that_do_not_fit_the_store_are_refused() -> None:
     config = load("cartpole-a3c", (), Layer("test", {"algorithm": {"hidden": [4096, 4096]}, "actor": {"num": 64}}))
     plan = plan_memory(config, CARTPOLE)
 
-    with pytest.raises(ConfigError, match=r"actor.num must be small enough for /dev/shm: gradients and parameters"):
+    with pytest.raises(ConfigError, match=r"actor.num must be small enough for /dev/shm: what is under way"):
         refuse_what_does_not_fit(plan, available=10**13, shm_free=GB)
     refuse_what_does_not_fit(replace(plan, uses_ray=False), available=10**13, shm_free=GB)

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from learner.feeds import ReplayFeed
+from learner.feeds import ReplayFeed, Taken
 from starling.types import Batch, Sampled, Ticket
 from starling.windows import Window
 
@@ -23,10 +23,10 @@ class One:
 def test_a_batch_of_sequences_has_stacks_recurrent_states_and_what_is_learned_from() -> None:
     feed = ReplayFeed(One(), torch.device("cpu"), Window(length=2, burn_in=1, every_obs=True, stack=3))
 
-    taken = feed.next()
+    taken = feed.next(version=3)
 
-    assert isinstance(taken, tuple)
-    batch: Batch = taken[0]
+    assert isinstance(taken, Taken)
+    batch: Batch = taken.batch
     assert batch.obs.shape == (3, 4, 3, 6)
     assert batch.obs[2, 1, :, 0].tolist() == [(row * 4 + 1) * 6 for row in (2, 3, 4)]
     assert batch.starts["h"].shape == (4, 7)

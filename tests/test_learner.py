@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig, OptimizerConfig
+from learner.feeds import ReplayFeed
 from learner.optimizers import Optimizers
 from learner.worker import MAX_BAD_BATCHES, Learner
 from param_server.server import ParamServer
@@ -73,7 +74,8 @@ def learner_on(source: Script, sink: ParamServer, every: int = 1, **algorithm: o
         device="cpu",
     )
     dqn = Dqn(DqnConfig(**{**knobs, "target_every": 1, **algorithm}))  # type: ignore[arg-type]
-    return Learner(config, dqn, SPEC, source, sink, seed=0, clock=no_clock)
+    feed = ReplayFeed(source, torch.device("cpu"), dqn.window)
+    return Learner(config, dqn, SPEC, feed, sink, seed=0, clock=no_clock)
 
 
 def test_a_one_hot_linear_network_is_a_tables_q_learning() -> None:
@@ -209,7 +211,8 @@ def test_each_loss_moves_its_own_group_as_torch_would(clip: float) -> None:
     flat = torch.cat([g.reshape(-1) for g in expected])
     if clip:
         flat = flat * min(1.0, clip / float(flat.norm()))
-    moved = optimizers.step({"first": both, "second": both}, updates=1)
+    optimizers.begin(updates=1)
+    moved = optimizers.step({"first": both, "second": both})
 
     assert moved
     torch.testing.assert_close(nets.vectors["one"].detach(), before["one"] - 0.1 * flat)
@@ -232,7 +235,8 @@ def test_one_flat_vector_is_optimized_like_separate_parameters(kind: str) -> Non
         gradients = torch.autograd.grad(loss, nets.parameters("one"), retain_graph=True)
         for p, g in zip(plain, gradients, strict=True):
             p.grad = g.clone()
-        optimizers.step({"first": loss}, update)
+        optimizers.begin(update)
+        optimizers.step({"first": loss})
         reference.step()
 
     torch.testing.assert_close(nets.vectors["one"].detach(), torch.cat([p.detach().reshape(-1) for p in plain]))

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from starling.returns import Corrected, gae, in_numpy, lambda_returns, n_step, vtrace
+from starling.returns import (
+    Corrected,
+    gae,
+    in_numpy,
+    lambda_returns,
+    n_step,
+    returns_to_go,
+    vtrace,
+    whole_returns,
+)
 
 DISCOUNT = 0.9
 
@@ -282,3 +291,34 @@ def test_vtrace_refuses_shapes_that_would_broadcast() -> None:
 
     with pytest.raises(AssertionError, match=r"ratio, reward, .* must be \[T, E\] alike"):
         vtrace(ratios(reward.shape)[:, :1], reward, value, after, discount, cut)
+
+
+def test_returns_to_go_and_of_the_whole_count_what_is_in_the_rows() -> None:
+    rng = np.random.default_rng(3)
+    reward = rng.normal(size=(9, 40))
+    over = rng.random((9, 40)) < 0.3
+    first = np.concatenate([rng.random((1, 40)) < 0.5, over[:-1]])
+
+    to_go, whole = returns_to_go(reward, DISCOUNT, over), whole_returns(reward, DISCOUNT, over, first)
+
+    for e in range(40):
+        begins = [t for t in range(9) if t == 0 or over[t - 1, e]]
+        for begin, end in zip(begins, [*begins[1:], 9], strict=True):
+            for t in range(begin, end):
+                assert to_go[t, e] == pytest.approx(slowly(list(reward[t:end, e]), True)[0])
+                assert whole[t, e] == pytest.approx(slowly(list(reward[begin:end, e]), True)[0])
+
+
+def test_tensors_and_arrays_get_the_same_returns_of_an_episode() -> None:
+    rng = np.random.default_rng(3)
+    reward, over = rng.normal(size=(9, 4)), rng.random((9, 4)) < 0.3
+
+    arrays = returns_to_go(reward, DISCOUNT, over), whole_returns(reward, DISCOUNT, over, over)
+    over_there = torch.tensor(over)
+    tensors = (
+        returns_to_go(torch.tensor(reward), DISCOUNT, over_there),
+        whole_returns(torch.tensor(reward), DISCOUNT, over_there, over_there),
+    )
+
+    for array, tensor in zip(arrays, tensors, strict=True):
+        np.testing.assert_allclose(array, tensor.numpy())

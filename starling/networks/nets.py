@@ -71,6 +71,12 @@ class LearnerNets:
         assert isinstance(moments, MomentsModule), "only moments observe"
         moments.observe(values.reshape(-1, len(moments.mean)))
 
+    @property
+    def normalises_inputs(self) -> bool:
+        """Whether any torso has moments of what it observes."""
+        torsos = [module.torso for module in self._modules.values()]
+        return any(isinstance(torso, MlpModule) and torso.norm is not None for torso in torsos)
+
     def observe_inputs(self, obs: Tensor) -> None:
         """Merge observations `[N, ...]` into the running moments of every torso that normalises them, if any does."""
         for module in self._modules.values():
@@ -129,8 +135,10 @@ class LearnerNets:
 
     def restore(self, state: State) -> None:
         """Take over all networks and targets."""
-        params = Params.of(state.under("networks").arrays)
-        require_same("networks", params.layout.entries, self.layout.entries)
+        stored = state.under("networks").arrays  # a file may keep them in another order
+        entries = {name: array.shape for name, array in stored.items()}
+        require_same("networks", sorted(entries.items()), sorted(self.layout.entries))
+        params = Params.of({name: stored[name] for name, _ in self.layout.entries})
         targets = state.under("targets").arrays
         require_same("target networks", sorted(targets), sorted(self._targets))
         with torch.no_grad():

@@ -1,0 +1,125 @@
+"""The queue of the `queue` topology: unrolls on their way from the actors to the learner, oldest first."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from threading import Event, Lock
+from typing import Any
+
+from learner.config import QueueConfig
+from learner.inlet import Heard, version_of
+from starling.metrics import Clock
+from starling.state import State
+from starling.types import InsertReply, Room, Unroll
+
+FULL = "its queue is full"
+MOST_S = 0.05  # between questions for a place, however slow the learner is
+SMOOTHING = 0.1  # the part of a new gap between updates in their average
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An unroll that waits to be learned from."""
+
+    unroll: Unroll
+    version: int  # of its oldest row
+    uses: int  # that are left
+
+
+class UnrollQueue:
+    """Holds at most `capacity` unrolls, and gives each to the learner `uses` times. Never waits.
+
+    The places are shared out among the actors, so none can fill the queue alone, and credit that an actor was given
+    is good whatever the others do. Unrolls leave in the order in which they came; one that is to be used again goes to
+    the back. None that is more than `max_lag` versions older than the learner is ever taken. Any thread may insert;
+    one takes.
+    """
+
+    def __init__(self, config: QueueConfig, unrolls: int, actors: int, clock: Clock) -> None:
+        assert unrolls <= config.capacity, "an update must fit the queue"
+        self._config = config
+        self._unrolls = unrolls
+        self._actors = actors
+        self._clock = clock
+        self._lock = Lock()
+        self._came = Event()
+        self._held: deque[Held] = deque()
+        self._heard = Heard()
+        self._taken_at: float | None = None
+        self._gap_s = 0.0  # between updates, on average
+        self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
+
+    def insert(self, unroll: Unroll) -> InsertReply:
+        """Take one unroll, unless it came before, or its actor was replaced or has no place left."""
+        with self._lock:
+            accepted = self._room(unroll.actor) > 0 and self._heard.is_new(unroll)
+            if accepted:
+                self._held.append(Held(unroll, version_of(unroll), self._config.uses))
+                self._came.set()
+            else:
+                self._counts["unrolls_refused"] += 1
+            room = self._credit(unroll.actor)
+        return InsertReply(credit=room.credit, accepted=accepted, waits=room.waits, ask_after_s=room.ask_after_s)
+
+    def credit(self, actor: int) -> Room:
+        """Return how many more unrolls this actor may send."""
+        with self._lock:
+            return self._credit(actor)
+
+    def take(self, version: int) -> list[Unroll] | str:
+        """Return the oldest unrolls for a learner at this version, or the reason why there are not enough."""
+        with self._lock:
+            self._drop_stale(version)
+            if len(self._held) < self._unrolls:
+                self._came.clear()
+                return f"learner waits for unrolls: {len(self._held)} of {self._unrolls} are there"
+            taken = [self._held.popleft() for _ in range(self._unrolls)]
+            self._held.extend(replace(held, uses=held.uses - 1) for held in taken if held.uses > 1)
+            self._note_pace()
+        return [held.unroll for held in taken]
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when an unroll has come since one was missing, or after this time."""
+        self._came.wait(timeout_s)
+
+    def state(self) -> State:
+        """Return nothing: what is in the queue is played again."""
+        return State()
+
+    def restore(self, state: State) -> None:
+        """Begin anew, and empty."""
+        with self._lock:
+            self._held.clear()
+            self._heard.clear()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was dropped, and how full it is."""
+        with self._lock:
+            return {"counts": dict(self._counts), "gauges": {"queued": float(len(self._held))}}
+
+    def _room(self, actor: int) -> int:
+        return self._share(actor) - sum(held.unroll.actor == actor for held in self._held)
+
+    def _share(self, actor: int) -> int:
+        share, rest = divmod(self._config.capacity, self._actors)
+        return share + (actor < rest)
+
+    def _credit(self, actor: int) -> Room:
+        room = self._room(actor)
+        return Room(room) if room > 0 else Room(0, FULL, min(MOST_S, self._gap_s * self._updates_of_half()))
+
+    def _updates_of_half(self) -> float:
+        """Return the updates that empty half of a full queue: nobody starves when it is asked for room only then."""
+        return max(0.5, self._config.capacity * self._config.uses / self._unrolls / 2)
+
+    def _drop_stale(self, version: int) -> None:
+        if not self._config.max_lag:
+            return
+        fresh = deque(held for held in self._held if version - held.version <= self._config.max_lag)
+        self._counts["unrolls_stale"] += len(self._held) - len(fresh)
+        self._held = fresh
+
+    def _note_pace(self) -> None:
+        now = self._clock()
+        if self._taken_at is not None:
+            self._gap_s += SMOOTHING * (now - self._taken_at - self._gap_s)
+        self._taken_at = now
