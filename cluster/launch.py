@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.config import GradientsRun, LockstepRun, QueueRun, ReplayRun
+from cluster.figures import INFERENCE
 from cluster.roles import (
     FRESH,
-    INFERENCE,
     Start,
     build_actor,
     build_evaluator,

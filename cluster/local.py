@@ -11,10 +11,10 @@ from actors.inference import LocalInference
 from cluster.config import Config
 from cluster.contents import SHARD, News
 from cluster.course import Course
-from cluster.figures import kind_of
+from cluster.figures import INFERENCE, kind_of
 from cluster.inbox import inbox_of
 from cluster.report import Event, Outcome
-from cluster.roles import FRESH, INFERENCE, Start, actor_seed, inference_seed
+from cluster.roles import FRESH, Start, actor_seed, inference_seed
 from cluster.snapshots import snapshot_name
 from cluster.topologies import arrangement_of
 from learner.local import LocalInlet

@@ -15,11 +15,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from cluster.figures import kind_of
+from cluster.figures import INFERENCE, kind_of
 from cluster.handles import Peer
 from cluster.inference_process import InferenceProcess
 from cluster.processes import Beat, Buffer, LoopProcess, ParamProcess, ShardProcess, SliceProcess
-from cluster.roles import INFERENCE
 from starling.errors import RoleError, RunError
 from starling.metrics import Clock
 

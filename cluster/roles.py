@@ -18,6 +18,7 @@ from actors.worker import Actor, OwnNetworks, Player
 from cluster.config import Config, GradientsRun, LockstepRun, QueueRun, ReplayRun, algorithm_name
 from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
+from cluster.figures import INFERENCE
 from learner.lineup import Lineup
 from learner.unroll_queue import UnrollQueue
 from param_server.server import ParamServer
@@ -38,9 +39,6 @@ from starling.types import Algorithm, Array, Columns, ParamSink, ParamSource, Pl
 
 ACTOR, SHARD, ROUTER, LEARNER, PARAMS, ACTING = range(6)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
-
-INFERENCE = "inference"
-"""The kind of role that acts for actors"""
 
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
 VERSION_GAP = 1 << 20  # versions that are never reached between a state and a death: a successor's are above them

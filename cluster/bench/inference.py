@@ -15,11 +15,11 @@ from actors.worker import Actor
 from cluster.bench.figure import Figure
 from cluster.bench.neighbours import PackingSink, fresh_params
 from cluster.bench.on_ray import calls_per_s, started_ray
-from cluster.config import ReplayRun
+from cluster.config import QueueRun, ReplayRun
 from cluster.handles import Peer
 from cluster.inference_process import InferenceProcess
 from cluster.processes import LoopProcess, ParamProcess
-from cluster.roles import build_actor, build_inference, build_param_server
+from cluster.roles import build_actor, build_inference, build_param_server, build_unroll_actor
 from starling import wire
 from starling.metrics import Clock
 from starling.questions import ActionSource
@@ -30,7 +30,7 @@ READY_LIMIT_S = 60.0
 WINDOWS = 8
 
 
-def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: ReplayRun[Any] | QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the steps and the answers per second of one actor that never waits for its sink."""
     central = replace(config, inference=replace(config.inference, placement="central"))
     spec = measure_spec(config.env)
@@ -75,7 +75,7 @@ def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]
 
 
 def play(
-    config: ReplayRun[Any],
+    config: ReplayRun[Any] | QueueRun[Any],
     spec: Spec,
     clock: Clock,
     generation: int,
@@ -83,10 +83,12 @@ def play(
     inference: ActionSource | None = None,
 ) -> Actor:
     """Return an actor whose unrolls are packed and forgotten."""
-    return build_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
+    if isinstance(config, ReplayRun):
+        return build_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
+    return build_unroll_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
 
 
-def _actor(config: ReplayRun[Any], spec: Spec, peers: Mapping[str, list[Peer]]) -> Any:
+def _actor(config: ReplayRun[Any] | QueueRun[Any], spec: Spec, peers: Mapping[str, list[Peer]]) -> Any:
     return partial(_remote(LoopProcess).remote, "actor[0]", partial(play, config, spec, time.monotonic), 0, peers)
 
 
