@@ -171,7 +171,7 @@ class RemoteSink:
         self._move_on_s = move_on_s
         self._pending: deque[Any] = deque()  # packed unrolls, in order
         self._sent = 0  # of those
-        self._counts = {"unrolls_unanswered": 0, "unrolls_given_up": 0, "shards_changed": 0}
+        self._counts = dict.fromkeys(("unrolls_unanswered", "unrolls_refused", "unrolls_given_up", "shards_changed"), 0)
         self._actor = 0  # who writes
         self._credit = self._at_first = at_first
         self._lacks = ""  # what is waited for there
@@ -223,6 +223,7 @@ class RemoteSink:
         if isinstance(answer, InsertReply):
             self._pending.popleft()
             self._sent -= 1
+            self._counts["unrolls_refused"] += not answer.accepted
         self._credit, self._lacks = answer.credit - len(self._pending), answer.waits
         self._ask_at = self._clock() + (answer.ask_after_s or CREDIT_EVERY_S)
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from actors.envs import measure_spec
 from cluster.budget import Plan, available_bytes, free_shm, plan_memory, refuse_what_does_not_fit
-from cluster.config import Config, GradientsRun
+from cluster.config import Config, LockstepRun, QueueRun, ReplayRun
 from cluster.roles import build_algorithm
 from starling.errors import check
 from starling.spec import Spec
@@ -23,7 +23,7 @@ def refuse_what_cannot_run(config: Config[Any]) -> Checked:
     build_algorithm(config).networks(spec)
     plan = plan_memory(config, spec)
     refuse_what_does_not_fit(plan, available_bytes(), free_shm())
-    if not isinstance(config, GradientsRun) and config.learner.device == "cuda":
+    if isinstance(config, ReplayRun | QueueRun | LockstepRun) and config.learner.device == "cuda":
         import torch  # two seconds, only for those who insist on a GPU
 
         there = torch.cuda.is_available()

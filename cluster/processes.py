@@ -30,6 +30,7 @@ from starling.types import InsertReply, Progress, Room
 Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 
 INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; larger ones as one object per version
+STARTING = "it is starting"
 IDLE_S = 0.001
 WAIT_S = 0.05
 STOP_S = 2.5
@@ -220,7 +221,6 @@ class LoopProcess:
             argument: NEIGHBOURS[argument](list(them), time.monotonic, generation) for argument, them in peers.items()
         }
         self._roles = {argument: [peer.role for peer in them] for argument, them in peers.items()}
-        self._name = name
         self._beats = 0
         self._waits = "starting"
         self._error = ""
@@ -248,19 +248,16 @@ class LoopProcess:
         """Take an actor's unroll; one that comes before the role is there is refused, and its actor waits."""
         inlet = self._inlet()
         if inlet is None:
-            return InsertReply(credit=0, accepted=False, waits=self._starting())
+            return InsertReply(credit=0, accepted=False, waits=STARTING)
         return inlet.insert(wire.decode_unroll(unroll))
 
     def credit(self, actor: int) -> Room:
         """Return how many more unrolls an actor may send."""
         inlet = self._inlet()
-        return Room(0, self._starting()) if inlet is None else inlet.credit(actor)
+        return Room(0, STARTING) if inlet is None else inlet.credit(actor)
 
     def _inlet(self) -> Inlet | None:
         return self._role.inlet if isinstance(self._role, Receiver) else None
-
-    def _starting(self) -> str:
-        return f"{self._name}, which is starting"
 
     def stop(self) -> Beat:
         """End the loop after the present step, and say what is left to say."""

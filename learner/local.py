@@ -18,9 +18,9 @@ class LocalInlet:
         self._credit = self._inlet.insert(unroll).credit
 
     def must_wait(self) -> str:
-        """Say what there is no credit for."""
+        """Say whom there is no credit from, and why."""
         if self._credit > 0:
             return ""
         room = self._inlet.credit(self._actor)
         self._credit = room.credit
-        return "" if room.credit else room.waits
+        return "" if room.credit else f"learner[0] ({room.waits})"

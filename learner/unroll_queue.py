@@ -11,7 +11,7 @@ from starling.metrics import Clock
 from starling.state import State
 from starling.types import InsertReply, Room, Unroll
 
-FULL = "a place in the queue of learner[0]"
+FULL = "its queue is full"
 MOST_S = 0.05  # between questions for a place, however slow the learner is
 SMOOTHING = 0.1  # the part of a new gap between updates in their average
 

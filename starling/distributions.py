@@ -83,16 +83,27 @@ def log_prob(outputs: Mapping[str, Any], action: Any) -> Any:
         log_std = outputs["log_std"]
         off = (action - outputs["mean"]) * _exp(-log_std)
         return (-0.5 * off * off - log_std - 0.5 * log(2 * pi)).sum(-1)
+    parts = _parts(outputs)
     if "logits" in outputs:
-        return _pick(_log_softmax(_parts(outputs)[0]), action)
-    return sum(_pick(_log_softmax(logits), action[..., i]) for i, logits in enumerate(_parts(outputs)))
+        return _pick(_log_softmax(parts[0]), action)
+    return sum(_pick(_log_softmax(logits), action[..., i]) for i, logits in enumerate(parts))
 
 
 def entropy(outputs: Mapping[str, Any]) -> Any:
     """Return how undecided the policy is, in nats."""
     if "mean" in outputs:
         return (outputs["log_std"] + 0.5 * log(2 * pi * e)).sum(-1)
-    return sum(_categorical_entropy(logits) for logits in _parts(outputs))
+    return sum(_undecided(_log_softmax(logits)) for logits in _parts(outputs))
+
+
+def judge(outputs: Mapping[str, Any], action: Any) -> tuple[Any, Any]:
+    """Return `log_prob` and `entropy`, for little more than the price of one of them."""
+    if "mean" in outputs:
+        return log_prob(outputs, action), entropy(outputs)
+    log_probs = [_log_softmax(logits) for logits in _parts(outputs)]
+    actions = [action] if "logits" in outputs else [action[..., i] for i in range(len(log_probs))]
+    chosen = sum(_pick(log_prob, taken) for log_prob, taken in zip(log_probs, actions, strict=True))
+    return chosen, sum(_undecided(log_prob) for log_prob in log_probs)
 
 
 def _parts(outputs: Mapping[str, Any]) -> list[Any]:
@@ -129,8 +140,7 @@ def _draw(logits: Array, rng: np.random.Generator) -> Array:
     return drawn
 
 
-def _categorical_entropy(logits: Any) -> Any:
-    log_probs = _log_softmax(logits)
+def _undecided(log_probs: Any) -> Any:
     # a probability of 0 has a logarithm of -inf, and adds nothing
     return -(_exp(log_probs) * log_probs.clip(-1e4)).sum(-1)
 

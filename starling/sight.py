@@ -10,17 +10,19 @@ class Sight(NamedTuple):
     """Outputs by head, of the rows and of what was seen after the episodes that ended."""
 
     rows: Mapping[str, Any]  # [T + 1, B, ...]
-    final: Mapping[str, Any]  # [F, ...] in the order of `batch.final_at`, without a graph
+    final: Mapping[str, Any]  # [F, ...] in the order of `batch.final_at`, without a graph; {} if nobody asked
 
 
-def see(nets: Nets, name: str, batch: Batch) -> Sight:
-    """Run a network over a batch; one that remembers forgets where an episode begins.
+def see(nets: Nets, name: str, batch: Batch, ends: bool = True) -> Sight:
+    """Run a network over a batch, and over last observations if `ends`; one with a memory forgets as episodes begin.
 
     It values a last observation with what it remembered after the episode's last step.
     """
     if name not in batch.starts:
-        return Sight(nets[name](batch.obs), nets.frozen(name, batch.final_obs))
+        return Sight(nets[name](batch.obs), nets.frozen(name, batch.final_obs) if ends else {})
     rows, states = nets[name](batch.obs, batch.starts[name], batch.first)
+    if not ends:
+        return Sight(rows, {})
     after = states.detach().flatten(0, 1)[batch.final_at]
     final, _ = nets.frozen(name, batch.final_obs[None], after)
     return Sight(rows, {head: output[0] for head, output in final.items()})

@@ -53,9 +53,10 @@ class Ticking:
         return self.now
 
 
-def actor_with(source: Source, sink: Sink, fetch_every: int = 0) -> Actor:
+def actor_with(source: Source, sink: Sink, fetch_every: int = 0, lockstep: bool = False) -> Actor:
     rollout = rollout_of(make_copies(EnvConfig(id="counting", copies=3), Counting), Window(length=2))
-    return Actor(PlayConfig(unroll_length=4), rollout, sink, source, Ticking(), fetch_every=fetch_every)
+    config = PlayConfig(unroll_length=4)
+    return Actor(config, rollout, sink, source, Ticking(), fetch_every=fetch_every, lockstep=lockstep)
 
 
 def test_an_actor_waits_for_the_first_parameters() -> None:
@@ -113,6 +114,31 @@ def test_newer_parameters_act_from_the_next_unroll_on() -> None:
 
     assert [unroll.columns["version"][0, 0] for unroll in sink.unrolls] == [1, 7]
     assert actor.stats()["gauges"]["version"] == 7
+
+
+def test_in_lockstep_an_actor_plays_once_by_each_version() -> None:
+    source, sink = Source(version=7), Sink()
+    actor = actor_with(source, sink, lockstep=True)
+
+    said = [actor.step().waits for _ in range(3)]
+    source.version = 9
+    said += [actor.step().waits for _ in range(2)]
+
+    assert [int(unroll.columns["version"].min()) for unroll in sink.unrolls] == [7, 9]
+    waits = [f"actor[2] waits for version {version} of the parameters" for version in (8, 10)]
+    assert said == ["", waits[0], waits[0], "", waits[1]]
+
+
+def test_an_actor_that_begins_again_plays_the_present_version_anew() -> None:
+    source, sink = Source(version=7), Sink()
+    actor = actor_with(source, sink, lockstep=True)
+    actor.step()
+    actor.step()
+
+    actor.restart(np.random.SeedSequence(3), generation=1)
+    actor.step()
+
+    assert [unroll.generation for unroll in sink.unrolls] == [0, 1]
 
 
 def test_parameters_are_looked_for_only_when_they_are_due() -> None:

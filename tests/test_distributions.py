@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from starling.distributions import entropy, log_prob, mode, policy_heads, sample
+from starling.distributions import entropy, judge, log_prob, mode, policy_heads, sample
 from starling.networks import Linear, Lone
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Columns
@@ -108,6 +108,20 @@ def test_gaussian_samples_have_its_moments_and_are_float32() -> None:
     assert drawn.dtype == np.float32
     assert drawn.mean() == pytest.approx(2.0, abs=0.01)
     assert drawn.std() == pytest.approx(np.exp(-1.0), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "box"])
+def test_both_judgements_at_once_are_those_of_each_alone(kind: str) -> None:
+    outputs, action = {
+        "one": ({"logits": EXTREME}, np.array([0, 1, 2, 1])),
+        "several": ({"logits_0": EXTREME[:, :2], "logits_1": EXTREME}, np.array([[0, 1], [1, 2], [0, 0], [1, 1]])),
+        "box": ({"mean": EXTREME[2:] / 50, "log_std": EXTREME[2:] / 100}, np.ones((2, 3), np.float32)),
+    }[kind]
+
+    log_probs, undecided = judge(outputs, action)
+
+    np.testing.assert_array_equal(log_probs, log_prob(outputs, action))
+    np.testing.assert_array_equal(undecided, entropy(outputs))
 
 
 def test_time_may_stand_before_the_copies() -> None:

@@ -10,7 +10,7 @@ from starling.networks.arrays import first_params, layout_of, num_params
 from starling.networks.description import SMALLEST
 from starling.networks.design import torso_for
 from starling.networks.forward import Recall, build_forward
-from starling.networks.modules import build_modules
+from starling.networks.modules import build_modules, tanh
 from starling.networks.numpy_forward import NumpyForward
 from starling.networks.torch_forward import TorchForward
 from starling.params import Params
@@ -112,6 +112,18 @@ def test_dueling_q_is_identified_by_the_mean() -> None:
     hidden = np.maximum(obs @ arrays["q.torso.layers.0.weight"].T + arrays["q.torso.layers.0.bias"], 0)
     state_value = hidden @ arrays["q.heads.q.streams.weight"][0] + arrays["q.heads.q.streams.bias"][0]
     np.testing.assert_allclose(before.mean(1), state_value, rtol=1e-4, atol=1e-5)
+
+
+def test_tanh_and_its_first_two_gradients_are_torchs_own() -> None:
+    x = torch.tensor([[-30.0, -2.0, -1e-4], [0.0, 0.7, 12.0]], dtype=torch.float64, requires_grad=True)
+
+    (slope,) = torch.autograd.grad(tanh(x).square().sum(), x, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), x)
+
+    y = x.detach().tanh()
+    torch.testing.assert_close(tanh(x), y)
+    torch.testing.assert_close(slope, 2 * y * (1 - y**2))
+    torch.testing.assert_close(bend, 2 * (1 - y**2) * (1 - 3 * y**2))
 
 
 def test_the_same_generator_gives_the_same_weights() -> None:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from starling.returns import gae, lambda_returns, n_step, returns_to_go, whole_returns
+from starling.returns import (
+    Corrected,
+    gae,
+    in_numpy,
+    lambda_returns,
+    n_step,
+    returns_to_go,
+    vtrace,
+    whole_returns,
+)
 
 DISCOUNT = 0.9
 
@@ -138,6 +147,150 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
     with pytest.raises(AssertionError, match="must be \\[T, E\\] alike"):
         lambda_returns(reward, after[:1], discount, cut, 0.9)
+
+
+BARS = {"rho_bar": 1.2, "c_bar": 0.9, "pg_rho_bar": 1.5}
+
+
+def ratios(shape: tuple[int, ...]) -> np.ndarray:
+    ratio: np.ndarray = np.exp(np.random.default_rng(9).normal(scale=0.8, size=shape))
+    return ratio
+
+
+def slow_vtrace(lam: float, rho_bar: float, c_bar: float, pg_rho_bar: float) -> Corrected:
+    """Return the definition: a sum over all later steps of the episode, each with a product of traces."""
+    reward, value, after, discount, _, over = unrolls()
+    ratio = ratios(reward.shape)
+    targets, advantages = np.zeros_like(reward), np.zeros_like(reward)
+    for s, e in reversed(list(np.ndindex(reward.shape))):
+        target, trace = value[s, e], 1.0
+        for t in range(s, len(reward)):
+            error = reward[t, e] + discount[t, e] * after[t, e] - value[t, e]
+            target += trace * min(rho_bar, ratio[t, e]) * error
+            trace *= discount[t, e] * lam * min(c_bar, ratio[t, e])
+            if over[t, e]:
+                break
+        targets[s, e] = target
+        ahead = after[s, e]
+        if not over[s, e] and s + 1 < len(reward):
+            # as the next value is the next row's only where nothing ended, what it became is told by its change
+            ahead += lam * (targets[s + 1, e] - value[s + 1, e])
+        advantages[s, e] = min(pg_rho_bar, ratio[s, e]) * (reward[s, e] + discount[s, e] * ahead - value[s, e])
+    return Corrected(targets, advantages)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("bars", [BARS, {"rho_bar": 1.0, "c_bar": 1.0, "pg_rho_bar": 1.0}], ids=["bars", "paper"])
+def test_vtrace_is_its_definition_wherever_episodes_end(lam: float, bars: dict[str, float]) -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+
+    targets, advantages = vtrace(ratios(reward.shape), reward, value, after, discount, cut, lam=lam, **bars)
+
+    expected = slow_vtrace(lam, **bars)
+    np.testing.assert_allclose(targets, expected.targets, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(advantages, expected.advantages, rtol=0, atol=1e-6)
+
+
+def rows_that_follow() -> tuple[np.ndarray, ...]:
+    """Return unrolls in which the next value is the next row's wherever nothing ended, as in real ones."""
+    reward, value, after, discount, cut, over = unrolls()
+    after[:-1] = np.where(cut[:-1], after[:-1], value[1:])
+    return reward, value, after, discount, cut, over
+
+
+def test_on_policy_vtrace_is_the_n_step_return() -> None:
+    reward, value, after, discount, cut, over = rows_that_follow()
+
+    targets, advantages = vtrace(np.ones_like(reward), reward, value, after, discount, cut)
+
+    for t, e in np.ndindex(reward.shape):
+        expected = slow_lambda_return(t, list(reward[:, e]), list(after[:, e]), list(over[:, e]), 1.0)
+        assert targets[t, e] == pytest.approx(expected, abs=1e-6)
+        assert advantages[t, e] == pytest.approx(expected - value[t, e], abs=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
+def test_on_policy_vtrace_is_the_lambda_return_and_its_advantage_is_gae(lam: float) -> None:
+    reward, value, after, discount, cut, _ = rows_that_follow()
+
+    targets, advantages = vtrace(np.ones_like(reward), reward, value, after, discount, cut, lam=lam)
+
+    np.testing.assert_allclose(targets, lambda_returns(reward, after, discount, cut, lam), atol=1e-9)
+    np.testing.assert_allclose(advantages, gae(reward, value, after, discount, cut, lam), atol=1e-9)
+
+
+@pytest.mark.parametrize(("lam", "discount"), [(0.0, 0.9), (1.0, 0.0), (0.0, 0.0)])
+def test_vtrace_survives_a_product_of_zero(lam: float, discount: float) -> None:
+    reward, value, after, _, cut, _ = unrolls()
+    ratio = ratios(reward.shape)
+
+    targets, advantages = vtrace(ratio, reward, value, after, np.full(reward.shape, discount), cut, lam=lam)
+
+    error = reward + discount * after - value
+    np.testing.assert_allclose(targets, value + np.minimum(ratio, 1.0) * error)
+    np.testing.assert_allclose(advantages, np.minimum(ratio, 1.0) * error)
+
+
+def test_steps_that_count_for_nothing_leave_the_value_where_it_is() -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+    ratio = ratios(reward.shape)
+
+    targets, _ = vtrace(ratio, reward, value, after, discount, cut, rho_bar=1e-12)
+    impossible = vtrace(np.zeros_like(ratio), reward, value, after, discount, cut)
+
+    np.testing.assert_allclose(targets, value, atol=1e-9)
+    np.testing.assert_array_equal(impossible.targets, value)
+    assert not impossible.advantages.any()
+
+
+def test_a_ratio_beyond_all_numbers_is_clipped() -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+
+    endless = vtrace(np.full(reward.shape, np.inf), reward, value, after, discount, cut)
+
+    ones = vtrace(np.ones(reward.shape), reward, value, after, discount, cut)
+    np.testing.assert_array_equal(endless.targets, ones.targets)
+    np.testing.assert_array_equal(endless.advantages, ones.advantages)
+
+
+def test_nothing_behind_a_truncation_reaches_the_target_or_the_advantage_before_it() -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+    cut[3], discount[3] = True, DISCOUNT
+    ratio = ratios(reward.shape)
+    before = vtrace(ratio, reward, value, after, discount, cut)
+    for array in (reward, value, after, ratio):
+        array[4:] = 1e3  # row 4 may only reset, or begin another episode
+
+    changed = vtrace(ratio, reward, value, after, discount, cut)
+
+    np.testing.assert_array_equal(changed.targets[:4], before.targets[:4])
+    np.testing.assert_array_equal(changed.advantages[:4], before.advantages[:4])
+
+
+def test_tensors_and_arrays_get_the_same_vtrace_also_by_way_of_numpy() -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+    arrays = [x.astype(np.float32) for x in (ratios(reward.shape), reward, value, after, discount)]
+    tensors = [*map(torch.tensor, arrays), torch.tensor(cut)]
+    tensors[2].requires_grad_()
+
+    found = [vtrace(*arrays, cut, lam=0.9), vtrace(*tensors, lam=0.9), in_numpy(vtrace, *tensors, lam=0.9)]
+
+    expected = vtrace(ratios(reward.shape), reward, value, after, discount, cut, lam=0.9)
+    for made in found:
+        for actual, definition in zip(made, expected, strict=True):
+            assert actual.dtype in (np.float32, torch.float32)
+            tensor = torch.as_tensor(actual).detach()
+            np.testing.assert_allclose(tensor.numpy(), definition, rtol=1e-5, atol=1e-5)
+    assert not any(x.requires_grad for x in found[2])
+    single = in_numpy(lambda_returns, tensors[1], *tensors[3:], lam=0.5)
+    torch.testing.assert_close(single, lambda_returns(tensors[1], *tensors[3:], lam=0.5))
+
+
+def test_vtrace_refuses_shapes_that_would_broadcast() -> None:
+    reward, value, after, discount, cut, _ = unrolls()
+
+    with pytest.raises(AssertionError, match=r"ratio, reward, .* must be \[T, E\] alike"):
+        vtrace(ratios(reward.shape)[:, :1], reward, value, after, discount, cut)
 
 
 def test_returns_to_go_and_of_the_whole_count_what_is_in_the_rows() -> None:

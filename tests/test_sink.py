@@ -4,10 +4,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from learner.config import QueueConfig
+from learner.unroll_queue import MOST_S, UnrollQueue
 from replay_server.shard import ReplayShard
 from starling import wire
+from starling.metrics import no_clock
 from starling.types import InsertReply, Room
 from tests.replay_worlds import bandit_unroll, make_shard
+from tests.unrolls import unroll_of
 
 
 def lost() -> Any:
@@ -137,7 +141,7 @@ def test_what_was_not_acknowledged_comes_to_the_successor_once_and_in_order() ->
     counts = line.shard.stats()["counts"]
     assert (said, after) == ("replay_server[0], down for 0 s", "")
     assert (counts["unrolls_inserted"], counts["unrolls_repeated"]) == (2, 2)
-    assert sink.counts == {"unrolls_unanswered": 2, "unrolls_given_up": 0, "shards_changed": 0}
+    assert sink.counts == {"unrolls_unanswered": 2, "unrolls_refused": 2, "unrolls_given_up": 0, "shards_changed": 0}
 
 
 def test_nothing_new_overtakes_what_must_be_sent_again() -> None:
@@ -183,7 +187,7 @@ def test_a_writer_goes_on_to_the_next_shard_and_home_again() -> None:
     assert (early, late, away, home) == ("replay_server[0], down for 15 s", "", "", "")
     assert first_the_rest == "replay_server[2] to acknowledge"
     assert [stored(line) for line in lines] == [2, 0, 2]
-    assert sink.counts == {"unrolls_unanswered": 1, "unrolls_given_up": 1, "shards_changed": 2}
+    assert sink.counts == {"unrolls_unanswered": 1, "unrolls_refused": 0, "unrolls_given_up": 1, "shards_changed": 2}
     assert lines[0].shard.stats()["counts"]["streams_cut"] == 1
 
 
@@ -235,3 +239,94 @@ def test_a_writer_without_credit_says_what_its_shard_waits_for() -> None:
     assert for_credit == "insert credit from replay_server[0]"
     assert for_its_disk == ["replay_server[0] (its disk)"] * 2
     assert sink.must_wait() == "insert credit from replay_server[0]"
+
+
+class FakeLearner:
+    """A line to a learner whose queue answers at once, and before that to a process in which it is not yet there."""
+
+    def __init__(self, queue: UnrollQueue | None) -> None:
+        self.role, self.down_s = "learner[0]", None
+        self.queue = queue
+        self.refused = self.asked = 0
+        self._come: list[Any] = []
+
+    def send(self, method: str, *args: Any) -> None:
+        self.asked += method == "credit"
+        starting = 0, "it is starting"
+        if method == "credit":
+            self._come.append(Room(*starting) if self.queue is None else self.queue.credit(*args))
+        elif self.queue is None:
+            self._come.append(InsertReply(credit=0, accepted=False, waits=starting[1]))
+        else:
+            reply = self.queue.insert(wire.decode_unroll(args[0]))
+            self.refused += not reply.accepted
+            self._come.append(reply)
+
+    def answers(self) -> list[Any]:
+        come, self._come = self._come, []
+        return come
+
+    def waits(self) -> str:
+        return ""
+
+    def __len__(self) -> int:
+        return len(self._come)
+
+
+def sink_to(queue: UnrollQueue | None) -> tuple[Any, FakeLearner, Hands]:
+    from cluster.handles import RemoteSink
+
+    clock, line = Hands(), FakeLearner(queue)
+    some: Any = line
+    return RemoteSink([some], clock, at_first=1), line, clock
+
+
+def test_a_writer_never_sends_more_than_a_learners_queue_has_places_for() -> None:
+    queue = UnrollQueue(QueueConfig(capacity=3), unrolls=1, actors=1, clock=no_clock)
+    sink, line, clock = sink_to(queue)
+    sequence = 0
+
+    for turn in range(30):
+        clock.now += 0.02
+        while not (said := sink.must_wait()):
+            sink.insert(unroll_of(sequence=sequence))
+            sequence += 1
+        if turn % 3 == 0:
+            queue.take(version=1)
+
+    assert said in ("learner[0] (its queue is full)", "learner[0] to acknowledge")
+    assert line.refused == 0
+    assert 10 <= sequence <= 3 + 10
+
+
+def test_a_full_queue_is_asked_only_when_it_said_that_there_may_be_room() -> None:
+    gaps = iter(float(second) for second in range(100))
+    queue = UnrollQueue(QueueConfig(capacity=1), unrolls=1, actors=1, clock=lambda: next(gaps))
+    for sequence in range(20):
+        queue.insert(unroll_of(actor=0, sequence=sequence))
+        queue.take(version=1)
+    sink, line, clock = sink_to(queue)
+    sink.insert(unroll_of(sequence=20))
+
+    for millisecond in range(200):
+        clock.now = millisecond / 1000
+        sink.must_wait()
+
+    assert 2 <= line.asked <= 4  # every 50 ms, however slow the learner is
+    assert queue.credit(0).ask_after_s == MOST_S
+
+
+def test_what_is_sent_to_a_learner_that_is_not_there_yet_is_lost_and_its_writer_waits_for_it() -> None:
+    sink, line, clock = sink_to(None)
+    sink.insert(unroll_of(sequence=0))
+
+    said = [sink.must_wait(), sink.must_wait()]
+    line.queue = UnrollQueue(QueueConfig(), unrolls=1, actors=1, clock=no_clock)
+    clock.now = 1.0
+    said += [sink.must_wait(), sink.must_wait(), sink.must_wait()]
+    sink.insert(unroll_of(sequence=1))
+
+    assert said[:2] == ["learner[0] (it is starting)"] * 2
+    assert said[-1] == ""
+    assert sink.counts["unrolls_refused"] == 1
+    assert line.queue.stats()["gauges"]["queued"] == 1.0

@@ -243,6 +243,6 @@ def test_a_full_queue_says_when_half_of_it_will_be_free(gap_s: float, expected: 
     for sequence in range(200, 208):
         reply = queue.insert(unroll_of(sequence=sequence))
 
-    assert (reply.credit, reply.waits) == (0, "a place in the queue of learner[0]")
+    assert (reply.credit, reply.waits) == (0, "its queue is full")
     assert reply.ask_after_s == pytest.approx(expected, rel=0.01)
     assert queue.credit(0) == (0, reply.waits, reply.ask_after_s)

@@ -10,21 +10,22 @@ from gymnasium.vector import AutoresetMode
 from actors.copies import Copies, autoreset_mode
 from actors.envs import make_copies, measure_spec
 from actors.spaces import Spaces
+from actors.worker import Actor
 from cluster.bench.figure import Figure, Work, rates
-from cluster.bench.neighbours import OneVersion, PackingSink, fresh_params
-from cluster.config import ReplayRun
-from cluster.roles import build_actor, build_algorithm
+from cluster.bench.neighbours import EveryVersion, OneVersion, PackingSink, fresh_params
+from cluster.config import Config, LockstepRun, QueueRun, ReplayRun
+from cluster.roles import build_actor, build_algorithm, build_unroll_actor
 from starling.networks.forward import build_forward
 from starling.params import Params
 from starling.spec import Spec
 from starling.types import Array
 
 
-def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the environment steps per second of one actor that never waits."""
     spec = measure_spec(config.env)
     params = fresh_params(config, spec)
-    actor = build_actor(config, spec, 0, time.monotonic, PackingSink(), OneVersion(params))
+    actor = actor_that_never_waits(config, spec, params)
     value, limit = rates([lambda: actor.step().work["env_steps"], bare_loop(config, spec, params)], seconds)
     figure = Figure(
         name=f"actors.efficiency.{preset}",
@@ -42,7 +43,16 @@ def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]
     return [figure]
 
 
-def bare_loop(config: ReplayRun[Any], spec: Spec, params: Params) -> Work:
+def actor_that_never_waits(config: Config[Any], spec: Spec, params: Params) -> Actor:
+    """Return the run's first actor; in lockstep it finds a new version before every unroll."""
+    if isinstance(config, ReplayRun):
+        return build_actor(config, spec, 0, time.monotonic, PackingSink(), OneVersion(params))
+    assert isinstance(config, QueueRun | LockstepRun)
+    newest = EveryVersion(params) if isinstance(config, LockstepRun) else OneVersion(params)
+    return build_unroll_actor(config, spec, 0, time.monotonic, PackingSink(), newest)
+
+
+def bare_loop(config: Config[Any], spec: Spec, params: Params) -> Work:
     """Return the loop: as many steps as an unroll has, of the vector that Gymnasium made."""
     algorithm = build_algorithm(config)
     forward = build_forward(algorithm.acting(spec), spec)

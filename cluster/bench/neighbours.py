@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actors.envs import make_copies
 from actors.rollout import Rollout
-from cluster.config import ReplayRun
+from cluster.config import Config
 from cluster.roles import ACTOR, build_algorithm, seed_of
 from starling import wire
 from starling.metrics import Meter, no_clock
@@ -48,6 +48,17 @@ class OneVersion:
         return (1, self._params) if newer_than < 1 else None
 
 
+class EveryVersion:
+    """Has the next version of the parameters for whoever asks, always the same ones."""
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+
+    def fetch(self, newer_than: int) -> tuple[int, Params] | None:
+        """Return the version after the one that is there."""
+        return newer_than + 1, self._params
+
+
 class ReadyBatches:
     """Serves the same batches over and over."""
 
@@ -62,7 +73,7 @@ class ReadyBatches:
         """Forget priorities."""
 
 
-def fresh_params(config: ReplayRun[Any], spec: Spec) -> Params:
+def fresh_params(config: Config[Any], spec: Spec) -> Params:
     """Return parameters as a run begins with them."""
     import torch  # for the weights alone
 
@@ -72,7 +83,7 @@ def fresh_params(config: ReplayRun[Any], spec: Spec) -> Params:
     return Params.of(arrays)
 
 
-def play(config: ReplayRun[Any], spec: Spec, params: Params, actor: int, length: int, count: int) -> list[Unroll]:
+def play(config: Config[Any], spec: Spec, params: Params, actor: int, length: int, count: int) -> list[Unroll]:
     """Return consecutive unrolls of `length` steps of every copy, each completing windows begun in the one before."""
     algorithm = build_algorithm(config)
     rollout = Rollout(

@@ -10,24 +10,49 @@ import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.bench.figure import Figure
-from cluster.config import is_file, load, with_replay
+from cluster.config import Config, GradientsRun, LockstepRun, QueueRun, ReplayRun, is_file, load, topology_of
 from cluster.ray_node import RayNode
 from cluster.rows import as_row, json_line
 from cluster.user_folder import append_to_path, own_module
-from starling.errors import RoleError
+from starling.errors import RoleError, UsageError
 
 END_LIMIT_S = 15.0
 
+
+class Bench(NamedTuple):
+    """What is measured, and for runs of which kinds."""
+
+    module: str
+    runs: tuple[type[Config[Any]], ...]
+
+
+WITH_A_LEARNER = ReplayRun, QueueRun, LockstepRun
 BENCHES = {
-    "actors": "cluster.bench.actors",
-    "learner": "cluster.bench.learner",
-    "replay": "cluster.bench.replay",
-    "params": "cluster.bench.params",
-    "train": "cluster.bench.train",
+    "actors": Bench("cluster.bench.actors", WITH_A_LEARNER),
+    "learner": Bench("cluster.bench.learner", WITH_A_LEARNER),
+    "replay": Bench("cluster.bench.replay", (ReplayRun,)),
+    "queue": Bench("cluster.bench.queue", (QueueRun,)),
+    "params": Bench("cluster.bench.params", (*WITH_A_LEARNER, GradientsRun)),
+    "train": Bench("cluster.bench.train", WITH_A_LEARNER),
 }
+
+
+def benches_for(config: Config[Any]) -> list[str]:
+    """Return the benchmarks that a run of these settings has something to measure for."""
+    return [name for name, bench in BENCHES.items() if isinstance(config, bench.runs)]
+
+
+def require_fit(name: str, config: Config[Any], preset: str) -> None:
+    """Refuse to measure what a run of these settings does not have."""
+    fitting = benches_for(config)
+    if name not in fitting:
+        raise UsageError(
+            f"bench must be one of {', '.join(fitting)}, all for preset {preset}, whose topology is "
+            f"{topology_of(config)}, got {name}"
+        )
 
 
 def run_bench(name: str, source: str, seconds: float) -> list[Figure]:
@@ -63,8 +88,8 @@ def main() -> None:
     """Measure, and send a line for each figure."""
     append_to_path(os.getcwd())
     name, source, seconds, pipe = sys.argv[1:]
-    config = with_replay(load(source), f"preset {source}")
-    figures: list[Figure] = import_module(BENCHES[name]).measure(config, stem(source), float(seconds))
+    config = load(source)
+    figures: list[Figure] = import_module(BENCHES[name].module).measure(config, stem(source), float(seconds))
     with os.fdopen(int(pipe), "w", encoding="utf-8") as out:
         out.writelines(f"{json_line(as_row(figure))}\n" for figure in figures)
 

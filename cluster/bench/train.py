@@ -16,16 +16,27 @@ from typing import Any, NamedTuple
 from actors.envs import measure_spec
 from cluster.bench.actors import bare_loop
 from cluster.bench.figure import Figure, rates
-from cluster.bench.learner import bare_updates, sampled_batches
+from cluster.bench.learner import Learning, bare_updates, ready_for
 from cluster.bench.neighbours import fresh_params
-from cluster.config import ReplayRun, dump
+from cluster.config import LockstepRun, QueueRun, ReplayRun, dump
 from cluster.provenance import cores
 from cluster.ray_node import RayNode
+from cluster.roles import steps_per_update
+from cluster.run_folder import Run
 from cluster.user_folder import own_module
 from starling.errors import RoleError
+from starling.metrics import quantile
 
 STOP_LIMIT_S = 12.0
 BARE_START = "import os, torch, ray; ray.init(address='local', include_dashboard=False, _temp_dir=os.environ['FOLDER'])"
+
+
+class Trained(NamedTuple):
+    """What a run showed of itself."""
+
+    start_s: float  # from the command to the first step
+    samples: Sequence["Sample"]
+    lag: Sequence[int]  # histogram of what was learned from
 
 
 class Sample(NamedTuple):
@@ -36,28 +47,29 @@ class Sample(NamedTuple):
     updates: int
 
 
-def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]:
+def measure(config: Learning, preset: str, seconds: float) -> list[Figure]:
     """Return both clocks of a run that nothing ends but the time, and how long it took to begin."""
     before = bare_rates(config, seconds / 4)
-    start_s, samples = train(config, seconds)
+    trained = train(config, seconds)
     limits = [median(pair) for pair in zip(before, bare_rates(config, seconds / 4), strict=True)]
     env_steps, updates = allowed(config, *limits)
-    name, measured = f"train.{preset}", speeds(samples)
+    name, measured = f"train.{preset}", speeds(trained.samples)
     settings = {
         "actors": config.actor.num,
         "copies": config.env.copies,
-        "shards": config.replay.shards,
-        "batch_size": config.learner.batch_size,
-        "samples_per_insert": config.replay.samples_per_insert,
+        "unroll_length": config.actor.unroll_length,
+        **_settings(config),
         "cores": cores(),
+        "lag_p50": quantile(trained.lag, 0.5),
+        "lag_p95": quantile(trained.lag, 0.95),
     }
-    slower: dict[str, Any] = {"limit_name": "slower of bare actor, bare learner", "settings": settings}
+    slower: dict[str, Any] = {"limit_name": "bare actor and bare learner", "settings": settings}
     return [
         Figure(name=f"{name}.env_steps_per_s", value=measured[0], unit="env_steps/s", limit=env_steps, **slower),
         Figure(name=f"{name}.updates_per_s", value=measured[1], unit="updates/s", limit=updates, **slower),
         Figure(
             name="start.seconds",
-            value=start_s,
+            value=trained.start_s,
             unit="s",
             limit=bare_start(),
             limit_name="import torch and ray.init",
@@ -67,29 +79,50 @@ def measure(config: ReplayRun[Any], preset: str, seconds: float) -> list[Figure]
     ]
 
 
-def bare_rates(config: ReplayRun[Any], seconds: float) -> tuple[float, float]:
+def bare_rates(config: Learning, seconds: float) -> tuple[float, float]:
     """Return the steps per second of a bare actor and the updates per second of a bare learner."""
     spec = measure_spec(config.env)
     works = [
         bare_loop(config, spec, fresh_params(config, spec)),
-        bare_updates(config, spec, sampled_batches(config, spec)),
+        bare_updates(config, spec, ready_for(config, spec).batches),
     ]
     steps, updates = rates(works, seconds)
     return steps, updates
 
 
-def allowed(config: ReplayRun[Any], actor: float, learner: float) -> tuple[float, float]:
-    """Return the env steps and updates per second of one core for the learner and the others for actors."""
+def _settings(config: Learning) -> dict[str, Any]:
+    match config:
+        case ReplayRun(replay=replay, learner=learner):
+            own = {"shards": replay.shards, "batch_size": learner.batch_size}
+            return {**own, "samples_per_insert": replay.samples_per_insert}
+        case QueueRun(queue=queue, learner=learner):
+            return {"unrolls": learner.unrolls, "capacity": queue.capacity, "uses": queue.uses}
+    return {}
+
+
+def allowed(config: Learning, actor: float, learner: float) -> tuple[float, float]:
+    """Return the env steps and updates per second that actors and learner allow if nothing lay between them.
+
+    One core is the learner's and the others are the actors'; in lockstep nobody works while others do, so the actors
+    have all of them.
+    """
+    if isinstance(config, LockstepRun):
+        steps = steps_per_update(config)
+        updates = 1.0 / (steps / (actor * min(config.actor.num, cores())) + 1.0 / learner)
+        return updates * steps, updates
     actors = actor * max(1, min(config.actor.num, cores() - 1))
-    ratio = config.replay.samples_per_insert / config.learner.batch_size  # updates per step
+    if isinstance(config, ReplayRun):
+        ratio = config.replay.samples_per_insert / config.learner.batch_size  # updates per step
+    else:
+        ratio = config.queue.uses / steps_per_update(config)
     if not ratio:
         return actors, learner
     env_steps = min(actors, learner / ratio)
     return env_steps, env_steps * ratio
 
 
-def train(config: ReplayRun[Any], seconds: float) -> tuple[float, list[Sample]]:
-    """Train for a while, and return the seconds from the command to the first step, and the samples."""
+def train(config: Learning, seconds: float) -> Trained:
+    """Train for a while through Ray."""
     endless = replace(config.goal, return_mean=None, total_steps=1 << 60, max_minutes=seconds / 60.0)
     with tempfile.TemporaryDirectory(prefix="starling-bench-") as folder:
         file, log = Path(folder) / "bench.toml", Path(folder) / "log"
@@ -110,7 +143,8 @@ def train(config: ReplayRun[Any], seconds: float) -> tuple[float, list[Sample]]:
                 process.wait(timeout=STOP_LIMIT_S)  # at Ctrl-C it takes its roles with it
         if not samples:
             raise RoleError(f"starling train made no step: {log.read_text('utf-8', 'replace').strip()}")
-    return start_s, samples
+        roles = Run(Path(folder) / "bench").last("metrics.jsonl").get("roles", {})
+    return Trained(start_s, samples, roles.get("learner[0]", {}).get("histograms", {}).get("lag", [0]))
 
 
 def speeds(samples: Sequence[Sample]) -> tuple[float, float]:

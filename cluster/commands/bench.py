@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.bench.figure import Figure
-from cluster.bench.process import BENCHES, run_bench
+from cluster.bench.process import BENCHES, benches_for, require_fit, run_bench
 from cluster.checkpoints import read_json
 from cluster.cli import FAILED, OK
 from cluster.commands.options import only, print_help, read, wants_help
-from cluster.config import load, with_replay
+from cluster.config import load
 from cluster.provenance import processor, provenance
 from cluster.rows import plain
 from starling.config import did_you_mean, shown
@@ -54,10 +54,12 @@ def main(args: list[str]) -> int:
     name = only(before, "bench", "NAME")
     known = [*BENCHES, "all"]
     check(name in known, f"bench must be one of {', '.join(known)}, got {shown(name)}{did_you_mean(name, known)}")
-    with_replay(load(options.preset), f"preset {options.preset}")  # a mistake in it is told before anything is started
+    config = load(options.preset)  # a mistake in it is told before anything is started
+    if name != "all":
+        require_fit(name, config, options.preset)
     baseline = read_baseline(Path(options.baseline)) if options.baseline else {}
     started, load_average = datetime.now(UTC), os.getloadavg()[0]
-    chosen = list(BENCHES) if name == "all" else [name]
+    chosen = benches_for(config) if name == "all" else [name]
     figures = [figure for bench in chosen for figure in run_bench(bench, options.preset, options.seconds)]
     console = Console()
     console.width = max(console.width, WIDTH)  # a pipe is taken for 80 columns wide

@@ -13,6 +13,7 @@ from starling.algorithms.actor_critic import (
 )
 from starling.algorithms.async_q import AsyncQ, AsyncQConfig
 from starling.algorithms.dqn import Dqn, DqnConfig
+from starling.algorithms.impala import Impala, ImpalaConfig
 from starling.algorithms.ppo import Ppo, PpoConfig
 from starling.types import Algorithm
 
@@ -36,6 +37,7 @@ ALGORITHMS = {
     "actor_critic": Choice(ActorCriticConfig, ActorCritic, "lockstep"),
     "a2c": Choice(A2cConfig, ActorCritic, "lockstep"),
     "ppo": Choice(PpoConfig, Ppo, "lockstep"),
+    "impala": Choice(ImpalaConfig, Impala, "queue"),
 }
 
 __all__ = ["ALGORITHMS", "Choice", "Topology"]

@@ -106,7 +106,7 @@ class A3c:
     def losses(self, nets: Nets, batch: Batch, rng: object) -> Losses:
         """Return the policy's loss by n-step advantages, the value's, and less the entropy."""
         config = self.config
-        policy = see(nets, "policy", batch)
+        policy = see(nets, "policy", batch, ends=config.shared)
         critic = policy if config.shared else see(nets, "value", batch)
         value = critic.rows["value"].squeeze(-1)  # [T + 1, B]
         advantage = gae(

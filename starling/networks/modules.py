@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,32 @@ from starling.networks.description import (
 )
 from starling.spec import Spec, measured
 
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+
+class _Tanh(torch.autograd.Function):
+    """The hyperbolic tangent by numpy, which is several times as fast as torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.from_numpy(np.tanh(x.detach().numpy()))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        back: Tensor = gradient * (1.0 - y * y)  # by operators, so that it has a gradient too
+        return back
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Return the hyperbolic tangent."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # an export must see an operation of torch's
+        return torch.tanh(x)
+    y: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+ACTIVATIONS = {"relu": torch.relu, "tanh": tanh}
 
 
 def encode(obs: Tensor, spec: Spec, flat: bool) -> Tensor:

@@ -135,8 +135,10 @@ class LearnerNets:
 
     def restore(self, state: State) -> None:
         """Take over all networks and targets."""
-        params = Params.of(state.under("networks").arrays)
-        require_same("networks", params.layout.entries, self.layout.entries)
+        stored = state.under("networks").arrays  # a file may keep them in another order
+        entries = {name: array.shape for name, array in stored.items()}
+        require_same("networks", sorted(entries.items()), sorted(self.layout.entries))
+        params = Params.of({name: stored[name] for name, _ in self.layout.entries})
         targets = state.under("targets").arrays
         require_same("target networks", sorted(targets), sorted(self._targets))
         with torch.no_grad():

@@ -1,0 +1,111 @@
+"""The queue of unrolls: how many pass through Ray to a learner whose updates take no time, beside a copy of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from actors.envs import measure_spec
+from cluster.bench.figure import Figure, Work, rates
+from cluster.bench.flows import READY_LIMIT_S, WINDOWS, Writer, alarm
+from cluster.bench.neighbours import fresh_params, play
+from cluster.bench.on_ray import calls_per_s, started_ray
+from cluster.config import QueueRun
+from cluster.members import Members
+from learner.unroll_queue import UnrollQueue
+from starling import wire
+from starling.metrics import Clock, Meter
+from starling.params import Params
+from starling.spec import Spec
+from starling.types import Progress, ReplaySink, Unroll
+
+UNROLLS = 16
+
+
+def measure(config: QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
+    """Return the unrolls per second that all actors send and a learner takes."""
+    spec = measure_spec(config.env)
+    params = fresh_params(config, spec)
+    packed = wire.encode_unroll(played(config, spec, params, 0)[0])
+    with started_ray():
+        passed = _flow(config, spec, params, seconds / 2)
+        (copies,) = rates([_copying(packed)], seconds / 4)
+        calls = calls_per_s(seconds / 4)
+    settings = {"bytes": packed.nbytes, "actors": config.actor.num, "capacity": config.queue.capacity}
+    return [
+        Figure(
+            name="queue.unrolls_per_s",
+            value=passed,
+            unit="unrolls/s",
+            limit=1.0 / (1.0 / calls + 1.0 / copies),
+            limit_name="an idle Ray call, a memory copy",
+            settings=settings,
+        )
+    ]
+
+
+class Taker:
+    """Takes unrolls and forgets them: a learner whose updates take no time."""
+
+    def __init__(self, config: QueueRun[Any], clock: Clock, generation: int = 0) -> None:
+        self.inlet = UnrollQueue(config.queue, config.learner.unrolls, config.actor.num, clock)
+        self._meter = Meter(clock)
+
+    def step(self) -> Progress:
+        """Take an update's unrolls, or say what for it waits."""
+        unrolls = self.inlet.take(version=1)
+        if isinstance(unrolls, str):
+            return Progress(waits=unrolls)
+        self._meter.count("unrolls", len(unrolls))
+        return Progress(work={"unrolls": len(unrolls)})
+
+    def stats(self) -> dict[str, Any]:
+        """Return how many came."""
+        return self._meter.snapshot()
+
+
+def played(config: QueueRun[Any], spec: Spec, params: Params, actor: int) -> list[Unroll]:
+    """Return what an actor plays."""
+    return play(config, spec, params, actor, config.actor.unroll_length, UNROLLS)
+
+
+def _flow(config: QueueRun[Any], spec: Spec, params: Params, seconds: float) -> float:
+    members = Members(time.monotonic, alarm)
+    learner = members.loop("learner", 0, partial(Taker, config, time.monotonic))
+    for actor in range(config.actor.num):
+        write = partial(_writer, partial(played, config, spec, params, actor), time.monotonic)
+        members.loop("actor", actor, write, learner=[learner])
+    members.start()
+    deadline = time.monotonic() + READY_LIMIT_S
+    while not members.total("learner", "unrolls"):
+        assert time.monotonic() < deadline, "nothing came through the queue"
+        members.watch()
+        time.sleep(0.1)
+    seen = [_taken_per_s(members, seconds / WINDOWS) for _ in range(WINDOWS)]
+    members.stop()
+    return median(seen)
+
+
+def _writer(play: Callable[[], Sequence[Unroll]], clock: Clock, learner: ReplaySink, generation: int = 0) -> Writer:
+    return Writer(play, clock, learner)
+
+
+def _taken_per_s(members: Members, seconds: float) -> float:
+    members.watch()
+    before, began = members.total("learner", "unrolls"), time.monotonic()
+    until = began + seconds
+    while time.monotonic() < until:
+        members.watch()
+        time.sleep(0.02)
+    return (members.total("learner", "unrolls") - before) / (time.monotonic() - began)
+
+
+def _copying(packed: np.ndarray[Any, Any]) -> Work:
+    def work() -> int:
+        packed.copy()
+        return 1
+
+    return work
