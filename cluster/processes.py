@@ -207,7 +207,7 @@ NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
     "values": lambda peers, clock, generation: RemoteValues(peers, clock),
-    "inference": lambda peers, clock, generation: RemoteInference(peers[0], clock),
+    "inference": lambda peers, clock, generation: RemoteInference(Line(peers[0], clock)),
 }
 """How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
 sent them."""

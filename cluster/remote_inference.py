@@ -5,9 +5,8 @@ from typing import Any
 
 import ray
 
-from cluster.handles import LOST, Line, Peer
+from cluster.handles import LOST, Line
 from starling import act_wire
-from starling.metrics import Clock
 from starling.questions import Answer, Question, awaited
 
 
@@ -18,9 +17,9 @@ class RemoteInference:
     needs what only its predecessor remembered.
     """
 
-    def __init__(self, peer: Peer, clock: Clock) -> None:
-        self.lines = [Line(peer, clock)]
-        self._line = self.lines[0]
+    def __init__(self, line: Line) -> None:
+        self.lines = [line]
+        self._line = line
         self._asked: dict[int, tuple[Question, Any]] = {}  # by group, each with its packed form
         self._sent: dict[int, int] = {}  # by group, the number of its question that was sent to this incarnation
         self._flying: deque[tuple[int, int]] = deque()  # group and number of each call, in order
