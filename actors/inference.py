@@ -106,6 +106,10 @@ class Inference:
         questions = self._gathering.take(self.version)
         return list(zip(questions, self.act(questions), strict=True))
 
+    def holds(self) -> bool:
+        """Whether a question waits for newer parameters."""
+        return bool(self._gathering.held(self.version))
+
     def drop(self, actor: int, group: int) -> None:
         """Forget a question that is not going to be acted on."""
         self._gathering.drop(actor, group)

@@ -7,6 +7,7 @@ import time
 import traceback
 from asyncio import Future, Task, TimerHandle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from cluster.processes import Beat, Buffer
 from starling import act_wire, wire
 from starling.params import Params
 
+FOLLOW_EVERY_S = 0.005  # between questions for newer parameters where unrolls are learned from soon
 HOLD_S = 30.0  # after which a question that nobody could act on is given back, to be asked again
 
 
@@ -59,7 +61,8 @@ class InferenceProcess:
         faulthandler.enable()
         ((argument, (server,)),) = peers.items()
         self._server = server
-        self._every_s = FETCH_SOON_S if argument == "newest" else FETCH_EVERY_S
+        self._every_s = FOLLOW_EVERY_S if argument == "newest" else FETCH_EVERY_S
+        self._wanted = asyncio.Event()
         self._params = Followed()
         self._role = build(generation=generation, **{argument: self._params})
         self._held: dict[tuple[int, int], Held] = {}  # by actor and group
@@ -76,6 +79,8 @@ class InferenceProcess:
         self._give_back(key)
         self._held[key] = Held(asyncio.get_running_loop().create_future(), time.monotonic())
         self._role.ask(question)
+        if self._role.holds():
+            self._wanted.set()
         self._look_in(0.0)  # behind those who have asked at the same time
         return await self._held[key].answer
 
@@ -103,7 +108,6 @@ class InferenceProcess:
     async def _follow(self) -> None:
         """Hear of newer parameters as long as the process lives."""
         while True:
-            asked_at = time.monotonic()
             try:
                 if self._server.handle is not None:
                     fresh = await self._server.handle.fetch.remote(self._params.version)
@@ -113,7 +117,16 @@ class InferenceProcess:
                         self._look()
             except RayError:
                 self._server = self._server._replace(handle=None)  # it died: its successor will be introduced
-            await asyncio.sleep(max(0.0, asked_at + self._every_s - time.monotonic()))
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Return when newer parameters are worth a question: soon, if somebody waits for them."""
+        if self._role.holds():
+            await asyncio.sleep(FETCH_SOON_S)
+            return
+        self._wanted.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wanted.wait(), self._every_s)
 
     def _look_in(self, seconds: float) -> None:
         if self._next_look is not None:

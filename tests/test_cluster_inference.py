@@ -11,7 +11,7 @@ pytestmark = pytest.mark.cluster
 CENTRAL = ("--inference.placement", "central", "--seed", "1")
 QUICKLY = ("--evaluator.episodes", "10", "--evaluator.copies", "10", "--evaluator.every", "5")
 NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
-LEARNED = 60.0  # an untrained policy gets 9 to 25
+LEARNED = 45.0  # an untrained policy gets 9 to 25
 
 
 @pytest.mark.parametrize("preset", ["cartpole", "cartpole-impala", "cartpole-a2c"])

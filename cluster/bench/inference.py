@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -27,7 +28,8 @@ from starling.spec import Spec
 from starling.types import ParamSource
 
 READY_LIMIT_S = 60.0
-WINDOWS = 8
+WINDOWS = 4
+POLL_S = 0.003
 
 
 def measure(config: ReplayRun[Any] | QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
@@ -99,13 +101,21 @@ def _steps_per_s(start: Any, seconds: float) -> float:
     while not _played(actor):
         assert time.monotonic() < deadline, f"nothing was played: {ray.get(actor.beat.remote())}"
         time.sleep(0.1)
-    seen = []
+    marks = [_next_unroll(actor)]
     for _ in range(WINDOWS):
-        before, began = _played(actor), time.monotonic()
         time.sleep(seconds / WINDOWS)
-        seen.append((_played(actor) - before) / (time.monotonic() - began))
+        marks.append(_next_unroll(actor))
+    seen = [(done - before) / (then - began) for (began, before), (then, done) in pairwise(marks)]
     ray.kill(actor)
     return median(seen)
+
+
+def _next_unroll(actor: Any) -> tuple[float, int]:
+    """Return when the next unroll was finished, and the steps until then: none are counted in between."""
+    before = _played(actor)
+    while (played := _played(actor)) == before:
+        time.sleep(POLL_S)
+    return time.monotonic(), played
 
 
 def _played(actor: Any) -> int:
