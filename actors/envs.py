@@ -4,6 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -67,8 +68,18 @@ def _make_vector(config: EnvConfig, factory: Factory | None) -> Vector:
         return _from_registry(config, _find_spec(config.id))
     except EnvError:
         raise
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise EnvError(
+            f"environment {config.id} needs what is not installed here; {_installation(str(error))}"
+        ) from error
     except Exception as error:  # the environment's own code, or Gymnasium about its arguments
         raise EnvError(f"environment {config.id} could not be made: {in_a_line(error)}") from error
+
+
+def _installation(complaint: str) -> str:
+    """Return how to install what Gymnasium misses: one of its extras, or what it says itself."""
+    extra = re.search(r"gymnasium\[[\w-]+\]", complaint)
+    return f"pip install '{extra[0]}'" if extra else complaint
 
 
 def _is_factory(id_: str) -> bool:

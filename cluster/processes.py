@@ -225,6 +225,7 @@ class LoopProcess:
         self._waits = "starting"
         self._error = ""
         self._role: Role | None = None
+        self._inlet: Inlet | None = None  # of the role, once that is there
         self._stopping = threading.Event()
         self._asked: SimpleQueue[Future[Buffer]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(build, generation), name=name, daemon=True)
@@ -246,18 +247,13 @@ class LoopProcess:
 
     def insert(self, unroll: Buffer) -> InsertReply:
         """Take an actor's unroll; one that comes before the role is there is refused, and its actor waits."""
-        inlet = self._inlet()
-        if inlet is None:
+        if self._inlet is None:
             return InsertReply(credit=0, accepted=False, waits=STARTING)
-        return inlet.insert(wire.decode_unroll(unroll))
+        return self._inlet.insert(wire.decode_unroll(unroll))
 
     def credit(self, actor: int) -> Room:
         """Return how many more unrolls an actor may send."""
-        inlet = self._inlet()
-        return Room(0, STARTING) if inlet is None else inlet.credit(actor)
-
-    def _inlet(self) -> Inlet | None:
-        return self._role.inlet if isinstance(self._role, Receiver) else None
+        return Room(0, STARTING) if self._inlet is None else self._inlet.credit(actor)
 
     def stop(self) -> Beat:
         """End the loop after the present step, and say what is left to say."""
@@ -288,6 +284,7 @@ class LoopProcess:
     def _run(self, build: Callable[..., Role], generation: int) -> None:
         try:
             role = self._role = build(generation=generation, **self._neighbours)
+            self._inlet = role.inlet if isinstance(role, Receiver) else None
             while not self._stopping.is_set():
                 self._answer()
                 progress = role.step()
@@ -303,8 +300,8 @@ class LoopProcess:
         for neighbour in self._neighbours.values():
             if isinstance(neighbour, RemoteParamSink):
                 neighbour.flush()
-        if (inlet := self._inlet()) is not None:
-            inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
+        if self._inlet is not None:
+            self._inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
             return
         time.sleep(IDLE_S)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]

@@ -57,6 +57,9 @@ class Learner:
         self._optimizers = Optimizers(config.optimizer, algorithm.groups(), self.nets)
         self._observes = algorithm.window is None and self.nets.normalises_inputs
         self._feed = feed
+        # asked once: what a Protocol asks of an object costs a tenth of a millisecond
+        self._updating = algorithm if isinstance(algorithm, Updating) else None
+        self._prioritized = feed if isinstance(feed, Prioritized) else None
         self._sink = sink
         self._meter = Meter(clock)
         self._metrics: dict[str, torch.Tensor] = {}
@@ -134,8 +137,8 @@ class Learner:
         self._metrics = {**losses.metrics, **{f"loss_{name}": loss.detach() for name, loss in losses.groups.items()}}
         if losses.priorities is not None and taken.ticket is not None:
             self._meter.enter("returning_priorities")
-            assert isinstance(self._feed, Prioritized), "who gives tickets takes priorities"
-            self._feed.update_priorities(taken.ticket, losses.priorities)
+            assert self._prioritized is not None, "who gives tickets takes priorities"
+            self._prioritized.update_priorities(taken.ticket, losses.priorities)
         self._account(taken)
         if self.updates % self._config.updates_per_version == 0:
             self.publish()
@@ -162,8 +165,8 @@ class Learner:
         if self._config.annealing_steps:
             batch = replace(batch, progress=self.progress)
         self._optimizers.begin(self.updates, 1.0 - self.progress)
-        if isinstance(self._algorithm, Updating):
-            return self._algorithm.update(self.nets, self._optimizers, batch, self._generator)
+        if self._updating is not None:
+            return self._updating.update(self.nets, self._optimizers, batch, self._generator)
         losses = self._algorithm.losses(self.nets, batch, self._generator)
         return losses if self._optimizers.step(losses.groups) else None
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from cluster.bench.figure import WINDOWS, Figure, rate, rates
-from cluster.bench.process import BENCHES, run_bench, stem
+from cluster.bench.process import BENCHES, benches_for, run_bench, stem
 from cluster.bench.train import Sample, allowed, speeds
 from cluster.cli import main
 from cluster.commands.bench import readable, regressions
 from cluster.config import load
+from cluster.roles import steps_per_update
 from starling.config import Layer
 from starling.errors import RoleError
 
@@ -39,6 +40,7 @@ EXPECTED = {
         "replay.bytes_per_step.atari",
         "replay.bytes_per_step.cartpole",
     ],
+    "queue": ["queue.unrolls_per_s"],
     "params": [
         "params.fetch_ms",
         "params.fetch_nothing_newer_ms",
@@ -48,6 +50,7 @@ EXPECTED = {
     "train": ["train.gridworld.env_steps_per_s", "train.gridworld.updates_per_s", "start.seconds"],
 }
 IN_ONE_PROCESS = ("actors", "learner")
+PRESETS = {"queue": "cartpole-impala"}  # gridworld for all others
 
 
 def figure(name: str = "x", value: float = 1.0, limit: float = 1.0, **more: str) -> Figure:
@@ -56,6 +59,10 @@ def figure(name: str = "x", value: float = 1.0, limit: float = 1.0, **more: str)
 
 def check_figures(name: str, figures: list[Figure]) -> None:
     assert [figure.name for figure in figures] == EXPECTED[name]
+    check_values(figures)
+
+
+def check_values(figures: list[Figure]) -> None:
     for figure in figures:
         assert figure.value > 0
         assert figure.limit > 0
@@ -74,15 +81,40 @@ def torch_as_it_was() -> Iterator[None]:
 @pytest.mark.usefixtures("torch_as_it_was")
 @pytest.mark.parametrize("name", IN_ONE_PROCESS)
 def test_a_bench_gives_its_figures(name: str) -> None:
-    figures = import_module(BENCHES[name]).measure(load("gridworld"), "gridworld", 0.2)
+    figures = import_module(BENCHES[name].module).measure(load("gridworld"), "gridworld", 0.2)
 
     check_figures(name, figures)
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize("name", IN_ONE_PROCESS)
+@pytest.mark.parametrize("preset", ["cartpole-impala", "cartpole-ppo"])
+def test_roles_are_measured_in_every_topology_with_a_learner(name: str, preset: str) -> None:
+    small = Layer("test", {"env": {"copies": 2}})
+
+    figures = import_module(BENCHES[name].module).measure(load(preset, (), small), preset, 0.2)
+
+    assert [figure.name for figure in figures] == [f"{name}.efficiency.{preset}"]
+    check_values(figures)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", [name for name in BENCHES if name not in IN_ONE_PROCESS])
 def test_a_bench_with_ray_gives_its_figures(name: str) -> None:
-    check_figures(name, run_bench(name, "gridworld", 0.2))
+    check_figures(name, run_bench(name, PRESETS.get(name, "gridworld"), 0.2))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("preset", ["cartpole-impala", "cartpole-ppo"])
+def test_a_run_of_whole_unrolls_is_measured_with_its_lag(preset: str) -> None:
+    figures = run_bench("train", preset, 2.0)
+
+    assert [figure.name for figure in figures][:2] == [
+        f"train.{preset}.env_steps_per_s",
+        f"train.{preset}.updates_per_s",
+    ]
+    check_values(figures)
+    assert figures[0].settings["lag_p95"] >= figures[0].settings["lag_p50"] >= 0.0
 
 
 def test_a_larger_ratio_is_better_whatever_is_measured() -> None:
@@ -117,6 +149,32 @@ def test_the_slower_side_limits_both_clocks() -> None:
     assert allowed(config, actor=1e9, learner=100.0) == (3200.0, 100.0)
     env_steps, updates = allowed(config, actor=320.0, learner=1e9)
     assert updates == env_steps / 32.0
+
+
+def test_a_queue_is_limited_by_its_slower_side_and_lockstep_by_both_in_turn() -> None:
+    queue = load("cartpole-impala", (), Layer("test", {"queue": {"uses": 2}}))
+    lockstep = load("cartpole-ppo")
+    queued, together = steps_per_update(queue), steps_per_update(lockstep)
+
+    env_steps, updates = allowed(queue, actor=1e9, learner=100.0)
+    both = allowed(lockstep, actor=1e12, learner=100.0)
+
+    assert (env_steps, updates) == (50.0 * queued, 100.0)  # every unroll is learned from twice
+    assert both == pytest.approx((100.0 * together, 100.0))
+    assert allowed(lockstep, actor=1.0, learner=1e12)[0] <= lockstep.actor.num
+
+
+@pytest.mark.parametrize(
+    ("preset", "benches"),
+    [
+        ("cartpole", ["actors", "learner", "replay", "params", "train"]),
+        ("cartpole-impala", ["actors", "learner", "queue", "params", "train"]),
+        ("cartpole-ppo", ["actors", "learner", "params", "train"]),
+        ("cartpole-a3c", ["params"]),
+    ],
+)
+def test_each_topology_has_its_own_benchmarks(preset: str, benches: list[str]) -> None:
+    assert benches_for(load(preset)) == benches
 
 
 def test_a_benchs_own_error_is_one_sentence(tmp_path: Path) -> None:
@@ -155,7 +213,13 @@ def test_only_what_noise_cannot_explain_is_a_regression() -> None:
     [
         (
             ["actor"],
-            "bench must be one of actors, learner, replay, params, train, all, got 'actor'; did you mean actors?",
+            "bench must be one of actors, learner, replay, queue, params, train, all, got 'actor'; "
+            "did you mean actors?",
+        ),
+        (
+            ["queue", "--preset", "cartpole-ppo"],
+            "bench must be one of actors, learner, params, train, all for preset cartpole-ppo, whose topology is "
+            "lockstep, got queue",
         ),
         (["all", "--seconds", "0"], "seconds must be > 0, got 0.0"),
         (["all", "--preset", "cartpol"], "did you mean cartpole?"),

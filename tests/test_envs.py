@@ -226,6 +226,20 @@ class Breaks(Counting):
         raise RuntimeError("the simulator is gone\nand with it a long story")
 
 
+class Lacks(Counting):
+    """Finds out that half of it is missing, as Gymnasium's own environments do."""
+
+    def __init__(self) -> None:
+        raise gymnasium.error.DependencyNotInstalled('Box2D is not installed, `pip install "gymnasium[box2d]"` first')
+
+
+class LacksMore(Counting):
+    """The same, of something that no extra of Gymnasium brings."""
+
+    def __init__(self) -> None:
+        raise gymnasium.error.DependencyNotInstalled("the simulator is at example.org")
+
+
 class Hot(Counting):
     """Returns what is no number."""
 
@@ -257,6 +271,12 @@ BAD = {
     "tests.test_envs:NotAnEnv": "environment tests.test_envs:NotAnEnv must make a gymnasium.Env, got NotAnEnv",
     "tests.test_envs:Breaks": (
         "environment tests.test_envs:Breaks failed in step: RuntimeError: the simulator is gone"
+    ),
+    "tests.test_envs:Lacks": (
+        "environment tests.test_envs:Lacks needs what is not installed here; pip install 'gymnasium[box2d]'"
+    ),
+    "tests.test_envs:LacksMore": (
+        "environment tests.test_envs:LacksMore needs what is not installed here; the simulator is at example.org"
     ),
     "tests.test_envs:Hot": (
         "environment tests.test_envs:Hot gave observations that are not finite; nothing can be learned from them"

@@ -283,6 +283,8 @@ def test_returns_in_another_unit_change_nothing_once_it_is_known(shared: bool) -
 
 def test_the_spread_of_returns_is_observed_behind_an_update() -> None:
     algorithm, nets, batch = played(normalise_returns=True, gae_lambda=0.0, discount=0.0)
+    batch.valid[3] = False
+    batch.reward[3] = 1e3
     optimizers = Still()
 
     updated(algorithm, nets, batch, optimizers)

@@ -1,0 +1,63 @@
+"""Real runs of the queue and lockstep topologies: they learn, and go on when an actor, the learner or both die."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import TrainingRun, alive, kill
+from tests.whole_unrolls import PRESETS
+
+pytestmark = pytest.mark.cluster
+
+TO_THE_END = ("--goal.return-mean", "150", "--seed", "1", "--total-steps", "3000000")
+NEVER = ("--goal.return-mean", "1000", "--total-steps", "1000000000")  # more than CartPole gives
+OFTEN = ("--checkpoint.every", "100", "--evaluator.episodes", "10", "--evaluator.copies", "10")
+TWO = ("--actor.num", "2", "--env.copies", "8")
+
+
+@pytest.mark.parametrize("topology", list(PRESETS))
+def test_a_run_learns_and_leaves_no_process(topology: str, tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *TO_THE_END, preset=PRESETS[topology]) as run:
+        run.until(lambda: bool(run.events("began")), "the first step")
+        marks = run.marks()
+
+        code = run.end()
+
+        assert code == 0, run.stderr.read_text()
+        assert run.events("ended")[0]["best_mean"] >= 150.0
+        actors = {role for role in run.roles() if role.startswith("actor")}
+        assert set(run.roles()) - actors == {"learner[0]", "param_server[0]", "evaluator[0]"}
+        assert alive(marks) == []
+
+
+@pytest.mark.parametrize("topology", list(PRESETS))
+def test_a_run_goes_on_whoever_dies_and_is_resumed(topology: str, tmp_path: Path) -> None:
+    preset = PRESETS[topology]
+    with TrainingRun(tmp_path, *NEVER, *OFTEN, *TWO, preset=preset) as run:
+        run.until(lambda: run.updates() > 20, "the first updates")
+        for roles in (["actor[1]"], ["learner[0]"], ["actor[0]", "learner[0]"]):
+            before = run.updates()
+            for role in [run.pid(role) for role in roles]:
+                kill(role)
+            run.until(lambda roles=roles: _recovered(run) >= set(roles), f"{roles} recovered")
+            run.until(lambda before=before: run.updates() > before + 50, f"updates after {roles} died")
+        evaluations = len(run.events("evaluation"))
+        run.until(lambda: len(run.events("evaluation")) > evaluations, "an evaluation after all of them")
+        run.interrupt()
+        assert run.end() == 130
+    stood = run.events("checkpoint")[-1]
+
+    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, *TWO, preset=preset) as again:
+        again.until(lambda: again.updates() > stood["updates"] + 50, "updates after the seam")
+        again.interrupt()
+        assert again.end() == 130
+
+    assert [event["why"] for event in again.events("lost")] == ["died"] * 4
+    for kind in ("evaluation", "checkpoint"):
+        versions = [event["version"] for event in again.events(kind) if event.get("number", 1)]
+        assert versions == sorted(versions)
+    assert again.events("resumed")[0]["updates"] == stood["updates"]
+
+
+def _recovered(run: TrainingRun) -> set[str]:
+    return {event["role"] for event in run.events("recovered")}
