@@ -100,7 +100,7 @@ class LocalRuntime:
 
     def fill(self, shard: int, packed: Array, number: int) -> bool:
         """Give a shard recorded data; its number says nothing where every call is answered."""
-        self.roles[f"{SHARD}[{shard}]"].fill(wire.decode_unroll(packed), packed)
+        self.roles[f"{SHARD}[{shard}]"].fill(wire.decode_packed(packed), packed)
         return True
 
     def close(self) -> None:

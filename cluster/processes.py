@@ -69,7 +69,7 @@ class ShardProcess:
 
     def insert(self, unroll: Buffer) -> InsertReply:
         """Take one unroll; the answer acknowledges it."""
-        return self._shard.insert(wire.decode_unroll(unroll), unroll)
+        return self._shard.insert(wire.decode_packed(unroll), unroll)
 
     def fill(self, unroll: Buffer, number: int) -> bool:
         """Take recorded data, whose numbers only grow, unless the disk is behind; what comes again is here already."""
@@ -77,7 +77,7 @@ class ShardProcess:
             return True
         if self._shard.must_wait():
             return False
-        self._shard.fill(wire.decode_unroll(unroll), unroll)
+        self._shard.fill(wire.decode_packed(unroll), unroll)
         self._filled = number
         return True
 

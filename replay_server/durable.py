@@ -11,6 +11,7 @@ from replay_server.shard import ReplayShard
 from replay_server.storage import Make, new_arrays
 from starling.codec import Octets
 from starling.metrics import Clock, Meter
+from starling.packed import PackedUnroll
 from starling.state import State
 from starling.types import InsertReply, SampleReply, SampleRequest, Unroll
 from starling.wire import encode_unroll
@@ -37,7 +38,7 @@ class DurableShard:
         """The oldest row that is alive, and the next one."""
         return self._shard.rows
 
-    def insert(self, unroll: Unroll, packed: Octets | None = None) -> InsertReply:
+    def insert(self, unroll: Unroll | PackedUnroll, packed: Octets | None = None) -> InsertReply:
         """Store an unroll; `packed` is the same as it came, and must not change afterwards."""
         first = self._shard.rows[1]
         reply = self._shard.insert(unroll)
@@ -47,7 +48,7 @@ class DurableShard:
             return replace(reply, credit=0, waits=ITS_DISK)
         return reply
 
-    def fill(self, unroll: Unroll, packed: Octets | None = None) -> tuple[int, int]:
+    def fill(self, unroll: Unroll | PackedUnroll, packed: Octets | None = None) -> tuple[int, int]:
         """Store an unroll of which the account is to know nothing; returns its first row and how many there are."""
         first, rows = self._shard.fill(unroll)
         self._log(unroll, packed, first, accounted=False)
@@ -112,7 +113,7 @@ class DurableShard:
         if self._journal:
             self._journal.close()
 
-    def _log(self, unroll: Unroll, packed: Octets | None, first: int, accounted: bool) -> None:
+    def _log(self, unroll: Unroll | PackedUnroll, packed: Octets | None, first: int, accounted: bool) -> None:
         if self._journal is None:
             return
         self._meter.enter("journaling")

@@ -41,7 +41,7 @@ class Journal:
         clock: Clock,
         background: bool,
         segment_bytes: int = SEGMENT_BYTES,
-        write: Write = os.write,
+        write: Write = os.writev,
         sync: Sync = os.fsync,
     ) -> None:
         self.not_kept = 0
@@ -79,12 +79,11 @@ class Journal:
 
     def append(self, first_row: int, rows: int, packed: Octets, accounted: bool = True) -> None:
         """Take over an unroll that the shard has stored; `packed` must not change afterwards."""
-        job = partial(self._append, first_row, rows, accounted, packed)
         if not self._before_the_answer:
             self._handed_bytes += len(packed)
-            self._later(job)
+            self._later(partial(self._append, first_row, rows, accounted, packed))
             return
-        job()
+        self._append(first_row, rows, accounted, packed)
         if not self._forces_in_time and self._is_time_to_sync():
             self._force()
 

@@ -37,7 +37,7 @@ class LiveLog:
         self,
         folder: Path,
         segment_bytes: int = SEGMENT_BYTES,
-        write: Write = os.write,
+        write: Write = os.writev,
         sync: Sync = os.fsync,
     ) -> None:
         self._folder = folder / LIVE
@@ -84,7 +84,9 @@ class LiveLog:
 
     def retire(self, oldest_row: int) -> list[Path]:
         """Forget the oldest segments of which no row is alive; returns their files, which are to be removed."""
-        dead = 0
+        if not self._closed or self._closed[0].end_row > oldest_row:
+            return []
+        dead = 1
         while dead < len(self._closed) and self._closed[dead].end_row <= oldest_row:
             dead += 1
         gone, self._closed = self._closed[:dead], self._closed[dead:]

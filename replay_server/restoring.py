@@ -15,9 +15,9 @@ from replay_server.segments import Position, Record, Segment
 from replay_server.shard import ReplayShard
 from replay_server.snapshots import SNAPSHOTS, newest_snapshot, read_snapshot, remove_unfinished
 from starling.errors import CodecError, RunError
+from starling.packed import PackedUnroll
 from starling.state import State
-from starling.types import Unroll
-from starling.wire import decode_unroll
+from starling.wire import decode_packed
 
 Meta = Mapping[str, Any]
 
@@ -196,9 +196,9 @@ def _refill(shard: ReplayShard, records: Iterable[Record], folder: Path, counts:
         counts.add(record)
 
 
-def _unroll(record: Record, folder: Path) -> Unroll:
+def _unroll(record: Record, folder: Path) -> PackedUnroll:
     try:
-        return decode_unroll(record.unroll)
+        return decode_packed(record.unroll)
     except CodecError as error:
         raise RunError(f"record {record.serial} of {folder} holds no unroll: {error}") from None
 

@@ -15,6 +15,7 @@ from replay_server.storage import Make, Storage, columns_of, new_arrays, row_byt
 from replay_server.streams import Rows, Streams
 from replay_server.sum_tree import SumTree
 from starling.metrics import Clock, Meter
+from starling.packed import PackedUnroll, pack
 from starling.spec import ArraySpec, Spec
 from starling.state import State, rng_meta, set_rng
 from starling.types import Columns, InsertReply, SampleReply, SampleRequest, Unroll
@@ -67,14 +68,14 @@ class ReplayShard:
         """The oldest row that is alive, and the next one."""
         return self._storage.oldest, self._storage.end
 
-    def insert(self, unroll: Unroll) -> InsertReply:
+    def insert(self, unroll: Unroll | PackedUnroll) -> InsertReply:
         """Store an unroll and the windows that it completes, unless it came before or its writer was replaced."""
         self._meter.enter("inserting")
         refusal = self._streams.refusal(unroll)
         if refusal:
             self._meter.count(refusal)
         else:
-            windows = self._store(unroll)
+            windows = self._store(pack(unroll))
             self._inserted += windows
             self._meter.count("unrolls_inserted")
             self._meter.count("windows_inserted", windows)
@@ -82,14 +83,14 @@ class ReplayShard:
         self._meter.enter("idle")
         return InsertReply(credit=self.credit(), accepted=not refusal)
 
-    def fill(self, unroll: Unroll) -> tuple[int, int]:
+    def fill(self, unroll: Unroll | PackedUnroll) -> tuple[int, int]:
         """Store recorded data, which no account counts, and return its first row and how many rows there are."""
         first = self._storage.end
-        self._store(unroll)
+        self._store(pack(unroll))
         self._meter.count("unrolls_filled")
         return first, self._storage.end - first
 
-    def refill(self, unroll: Unroll, first_row: int) -> None:
+    def refill(self, unroll: Unroll | PackedUnroll, first_row: int) -> None:
         """Store an unroll again under the rows that it had; rows left out are nobody's."""
         self._skip_to(first_row)
         assert first_row == self._storage.end, "unrolls come back in the order of their rows"
@@ -198,44 +199,54 @@ class ReplayShard:
         stats["histograms"] |= histograms
         return stats
 
-    def _store(self, unroll: Unroll) -> int:
+    def _store(self, unroll: PackedUnroll) -> int:
         """Store an unroll, and return how many windows it made whole."""
-        storage = self._storage
-        lost = self._making_room(storage.end + unroll.num_steps + len(unroll.final_at))
+        storage, window = self._storage, self._window
+        self._make_room(storage.end + len(unroll.rows))
         carried = self._carried(unroll)
-        rows = Rows.of(unroll, storage.append(unroll))
+        rows = Rows(storage.append(unroll), unroll.column("acted"), unroll.column("age") if window.by_age else None)
         if self._starts is not None and unroll.start_at.size:
-            lost = np.union1d(lost, self._keep_states(self._starts, unroll, rows))
+            self._keep_states(self._starts, unroll, rows)
+        before = 0
         if carried is not None:
-            goes_on = carried.acted[-1] & ~carried.ended[-1]
-            storage.link(carried.numbers[-1, goes_on], rows.numbers[0, goes_on])
-            rows = carried.then(rows)
-        first, priorities = self._completed(unroll, rows, 0 if carried is None else len(carried.numbers))
-        self._set_windows(lost, storage.slots(first), self._masses_of_new(priorities))
-        self._streams.remember(unroll, rows.tail(self._window.length + self._window.stack - 1), storage.oldest)
+            goes_on = carried.still_open[-1].nonzero()[0]
+            storage.link(carried.numbers[-1].take(goes_on), rows.numbers[0].take(goes_on))
+            before, rows = len(carried.numbers), carried.then(rows)
+        ends = np.zeros(rows.numbers.shape, np.bool_)  # of episodes; one before these rows left no window open
+        ends.reshape(-1)[unroll.final_at + before * rows.numbers.shape[1]] = True
+        begins, left = begun(window, rows.still_open, ends, rows.age)
+        first, priorities = self._alive(unroll, rows, begins.reshape(-1).nonzero()[0])
+        self._tree.set(storage.slots(first), self._masses_of_new(priorities))
+        self._size += len(first)
+        rest = rows._replace(still_open=left).tail(window.length + window.stack - 1)
+        self._streams.remember(unroll, rest, storage.oldest)
         return len(first)
 
     def _skip_to(self, row: int) -> None:
         """Go on with this row, if it is not reached yet."""
         if row > self._storage.end:
-            self._set_windows(self._making_room(row), np.empty(0, np.int64), np.empty(0))
+            self._make_room(row)
             self._storage.skip_to(row)
 
-    def _making_room(self, end: int) -> NDArray[np.int64]:
-        """Return the slots that lose their window when the rows up to `end` are there, also to those rows."""
+    def _make_room(self, end: int) -> None:
+        """Take the windows that cannot be drawn any more when the rows up to `end` are there."""
         storage = self._storage
-        slots = storage.slots(np.arange(max(storage.end, end - storage.capacity), end))
-        if self._window.stack == 1:
-            return slots
-        return np.concatenate([slots, storage.slots(storage.orphans(end))])
+        if self._window.stack > 1:
+            self._take(storage.slots(storage.orphans(end)))
+        for there, _ in storage.spans(max(storage.end, end - storage.capacity), end):
+            self._size -= self._tree.clear(there.start, there.stop)
 
-    def _keep_states(self, starts: Starts, unroll: Unroll, rows: Rows) -> NDArray[np.int64]:
-        """Store the recurrent states of an unroll, and return the slots of those that made room."""
+    def _keep_states(self, starts: Starts, unroll: PackedUnroll, rows: Rows) -> None:
+        """Store the recurrent states of an unroll, and take the windows of those that made room."""
         numbers = rows.numbers.reshape(-1)[unroll.start_at]
         lost = starts.append(numbers, self._storage.slots(numbers), unroll.starts)
-        return self._storage.slots(lost[lost >= self._storage.oldest])
+        self._take(self._storage.slots(lost[lost >= self._storage.oldest]))
 
-    def _carried(self, unroll: Unroll) -> Rows | None:
+    def _take(self, slots: NDArray[np.int64]) -> None:
+        self._size -= int(np.count_nonzero(self._tree.get(slots)))
+        self._tree.set(slots, 0.0)
+
+    def _carried(self, unroll: PackedUnroll) -> Rows | None:
         stream = self._streams.get(unroll.actor)
         if stream is None:
             return None
@@ -244,24 +255,29 @@ class ReplayShard:
         self._meter.count("streams_cut")  # its open windows would span what is missing
         return None
 
-    def _completed(self, unroll: Unroll, rows: Rows, carried: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the first rows of the windows that became whole, and their priorities, NaN where nobody knows."""
-        skipped = max(0, carried - self._window.length)  # rows in which only the earlier frames of a stack lie
-        rest = rows.since(skipped)
-        starts = begun(self._window, rest.acted, rest.ended, rest.age, carried - skipped)
-        at = np.flatnonzero(starts) + skipped * starts.shape[1]
+    def _alive(
+        self, unroll: PackedUnroll, rows: Rows, at: NDArray[np.intp]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the first rows of the windows that begin there, and their priorities, NaN where nobody knows."""
         first = rows.numbers.take(at)
+        if self._window.stack > 1 or self._starts is not None or rows.numbers.item(0) < self._storage.oldest:
+            there = self._are_there(rows, at, first)
+            if not there.all():
+                self._meter.count("windows_lost", int(np.count_nonzero(~there)))
+                at, first = at[there], first[there]
+        return first, _given_priorities(unroll, at, len(rows.numbers))
+
+    def _are_there(self, rows: Rows, at: NDArray[np.intp], first: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Say of windows whether all that they are served with is alive."""
         earliest = first if self._window.stack == 1 else self._earliest(rows, at)
         there = earliest >= self._storage.oldest
         if self._starts is not None:
             there &= self._starts.has(first, self._storage.slots(first))
-        if not there.all():
-            self._meter.count("windows_lost", int(np.count_nonzero(~there)))
-            at, first = at[there], first[there]
-        return first, _given_priorities(unroll, at, len(rows.numbers))
+        return there
 
     def _earliest(self, rows: Rows, at: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return of windows, by where they begin in `rows`, the first row that they need; -1 if it is none of these."""
+        assert rows.age is not None, "stacks go by age"
         behind = np.minimum(rows.age.take(at), self._window.stack - 1)
         earliest = at - behind * rows.age.shape[1]
         return np.where(earliest >= 0, rows.numbers.take(np.maximum(earliest, 0)), -1)
@@ -275,15 +291,6 @@ class ReplayShard:
         self._meter.count("priorities_refused", int(np.count_nonzero(~known & ~np.isnan(priorities))))
         self._largest = largest(priorities, self._largest)
         return self._masses(np.where(known, priorities, self._largest))
-
-    def _set_windows(self, lost: NDArray[np.int64], new: NDArray[np.int64], masses: NDArray[np.float64]) -> None:
-        """Take the mass of slots, each given once, and then give new windows theirs, which nobody has drawn yet."""
-        self._size += len(new) - int(np.count_nonzero(self._tree.get(lost)))
-        slots = np.concatenate([lost, new])  # of a leaf given twice the last counts
-        given = np.zeros(len(slots))
-        given[len(lost) :] = masses
-        self._times_sampled[lost] = 0
-        self._tree.set(slots, given)
 
     def _update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
         rows = keys - (self._origin << KEY_BITS)  # of another origin: below the oldest one, or beyond the end
@@ -307,7 +314,7 @@ class ReplayShard:
         return arrays * rows // self._storage.capacity
 
 
-def _given_priorities(unroll: Unroll, at: NDArray[np.intp], num_rows: int) -> NDArray[np.float64]:
+def _given_priorities(unroll: PackedUnroll, at: NDArray[np.intp], num_rows: int) -> NDArray[np.float64]:
     """Return what the actor says of windows by where they begin in so many rows, NaN where it says nothing.
 
     Aligned from the end: after a cut the actor still counts in rows that are carried no more.

@@ -8,15 +8,14 @@ from numpy.typing import NDArray
 
 from replay_server import starts
 from starling.errors import check
+from starling.packed import DRAWN, NEXT, PackedUnroll, flat, names_in, row_dtype
 from starling.spec import ArraySpec, Spec
-from starling.types import Array, Columns, Unroll
+from starling.types import Array, Columns
 from starling.windows import Window
 
-SMALL = 64  # bytes: a cache line
-NEXT, DRAWN = "->", "#"  # no columns' names
 LINK_BYTES = 4
 SHARE_BYTES = 16  # a row's share of the sum tree
-MAX_ROWS = 2**31 - 1  # links are int32
+MAX_ROWS = 2**30  # links are int32, and go beyond the ring's seam before they are brought back
 
 Make = Callable[[Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]], Columns]
 """Returns arrays of these shapes and types, for somebody else to fill"""
@@ -45,26 +44,13 @@ def row_bytes(
 ) -> int:
     """Return what one row costs, everything included, also its share of the recurrent states."""
     window, states = window or Window(), states or {}
-    near = side_by_side(columns, window)
+    near = row_dtype(columns)
     own = near.itemsize + sum(columns[name].nbytes for name in columns.keys() - set(near.names or ()))
     own += LINK_BYTES * int(window.stack > 1) + int(window.burn_in > 0) + SHARE_BYTES
     if states:
         entry = sum(state.nbytes for state in states.values()) + starts.ENTRY_BYTES
         own += starts.ROW_BYTES + -(-entry * min(2, window.period) // window.period)
     return own
-
-
-def side_by_side(columns: Mapping[str, ArraySpec], window: Window) -> np.dtype[Any]:
-    """Return the record of a row's small columns, of the slot of its next observation, and of its draws.
-
-    Frames that are stacked are gathered from other rows than these.
-    """
-    small = {name: spec for name, spec in columns.items() if spec.nbytes <= SMALL}
-    if window.stack > 1:
-        small.pop("obs", None)
-    small |= {NEXT: ArraySpec((), "int32"), DRAWN: ArraySpec((), "uint32")}
-    widest_first = sorted(small.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
-    return np.dtype([(name, spec.dtype, spec.shape) for name, spec in widest_first], align=True)
 
 
 class Storage:
@@ -86,11 +72,13 @@ class Storage:
         self.end = 0  # the next row
         self._begin = 0  # the first row that ever was
         self._window = window
-        self._near = np.zeros(capacity, side_by_side(columns, window))  # untouched pages cost nothing
-        self._near_octets = self._near.view(f"V{self._near.itemsize}")  # taken several times faster than records
-        self._small = [name for name in self._near.dtype.names or () if name not in (NEXT, DRAWN)]
-        self._far = {name: spec.zeros(capacity) for name, spec in columns.items() if name not in self._small}
-        self._columns = {name: self._near[name] for name in self._small} | self._far
+        self._near = np.zeros(capacity, row_dtype(columns))  # untouched pages cost nothing
+        self._near_octets = _octets(self._near)
+        small = names_in(self._near.dtype)
+        self._far = {name: spec.zeros(capacity) for name, spec in columns.items() if name not in small}
+        self._columns = {name: self._near[name] for name in small} | self._far
+        self._stacked = [name for name in small if name == "obs" and window.stack > 1]  # gathered from other rows
+        self._linked = [name for name in small if name not in self._stacked]
         self._next = self._near[NEXT]
         self.times_sampled = self._near[DRAWN]  # by slot; whoever draws counts
         self._previous = np.zeros(capacity if window.stack > 1 else 0, np.int32)
@@ -128,6 +116,7 @@ class Storage:
             self._begin = row
         skipped = self.slots(np.arange(max(self.end, row - self.capacity), row))
         self._next[skipped] = skipped
+        self.times_sampled[skipped] = 0
         self.end = row
 
     def orphans(self, end: int) -> NDArray[np.int64]:
@@ -143,37 +132,37 @@ class Storage:
         rows = np.unique(np.concatenate(reached))
         return rows[rows >= oldest]
 
-    def append(self, unroll: Unroll) -> NDArray[np.int64]:
-        """Write the real steps of an unroll in the order of time, then its final observations.
-
-        Returns the row of each step, `[T, E]`; those of autoreset rows mean nothing.
-        """
-        acted, steps, first = unroll.columns["acted"], unroll.num_steps, self.end
-        which = None if steps == acted.size else np.flatnonzero(acted)
-        last = first + steps
-        end = last + len(unroll.final_at)
-        self._refuse_more_than_fits(end - first)
+    def append(self, unroll: PackedUnroll) -> NDArray[np.int64]:
+        """Write an unroll's rows; returns the row of each step, `[T, E]`; those of autoreset rows mean nothing."""
+        rows, first = self._as_kept(unroll.rows), self.end
+        ended = rows["terminated"] | rows["truncated"]
+        assert np.count_nonzero(ended) == len(unroll.final_at), "each ended step needs its final observation"
+        end = first + len(rows)
+        self._refuse_more_than_fits(len(rows))
         self.end = end
-        rows = (np.arange(first, last) if which is None else np.cumsum(acted) + (first - 1)).reshape(acted.shape)
-        steps_in = self._spans(first, last)
-        for name, column in self._columns.items():
-            _write(column, steps_in, _flat(unroll.columns[name], which))
-        for there, here in self._spans(last, end):
-            for column in (self._near_octets, *self._far.values()):
-                column[there] = np.zeros((), column.dtype)
-            self._columns["obs"][there] = unroll.final_obs[here]
-        following = np.arange(first, end)  # what has nothing behind it leads to itself
-        before_last = _flat(rows[1:], None if which is None else which[: np.count_nonzero(acted[:-1])])
-        following[: len(before_last)] = before_last
-        following[rows.reshape(-1)[unroll.final_at] - first] = np.arange(last, end)
-        _write(self._next, self._spans(first, end), self.slots(following))
-        self._append_ages(unroll, rows, which)
-        return rows
+        spans = self.spans(first, end)
+        _write(self._near_octets, spans, _octets(rows))
+        for there, _ in spans:
+            links = self._next[there]
+            links += np.int32(first % self.capacity)  # rows of the unroll become slots
+            if len(spans) > 1:
+                links[links >= self.capacity] -= self.capacity
+        acted = unroll.column("acted")
+        numbers = acted.cumsum()
+        numbers += first - 1
+        assert numbers.item(-1) == first + unroll.num_steps - 1, "each real step needs its row"
+        if self._far:
+            self._append_far(unroll, first)
+        if self._window.burn_in or self._window.stack > 1:
+            self._append_ages(unroll, numbers, first)
+        return numbers.reshape(acted.shape)
 
     def link(self, rows: NDArray[np.int64], following: NDArray[np.int64]) -> None:
-        """Say for rows, dead ones among them, which rows hold their next observation."""
-        alive = rows >= self.oldest
-        slots, following = self.slots(rows[alive]), self.slots(following[alive])
+        """Say for rows in ascending order, dead ones among them, which rows hold their next observation."""
+        if rows.size and rows.item(0) < self.oldest:
+            alive = rows >= self.oldest
+            rows, following = rows[alive], following[alive]
+        slots, following = self.slots(rows), self.slots(following)
         self._next[slots] = following
         if self._window.stack > 1:
             self._previous[following] = slots
@@ -190,11 +179,13 @@ class Storage:
         entries = {name: (places[name].shape + c.shape[1:], c.dtype) for name, c in self._columns.items()}
         flags = ("valid", "learn") if self._window.burn_in else ("valid",)
         arrays = make(entries | {name: (steps.shape, np.dtype(bool)) for name in flags})
-        for name in self._small:
+        for name in self._linked:
             if name != "obs":
                 arrays[name][...] = near[name][:-1]
             else:
                 arrays[name][...] = near[name] if self._window.every_obs else near[name][:: self._window.length]
+        for name in self._stacked:
+            arrays[name][...] = self._columns[name][places[name]]
         for name, column in self._far.items():
             # the default mode is half as fast with frames, and copies what goes to `out` twice
             column.take(places[name], axis=0, mode="clip", out=arrays[name])
@@ -237,18 +228,39 @@ class Storage:
             stack[before - 1] = self._previous[stack[before]]
         return stack
 
-    def _append_ages(self, unroll: Unroll, rows: NDArray[np.int64], which: NDArray[np.intp] | None) -> None:
-        """Note what lies before the rows of an unroll in their episodes."""
-        if self._window.burn_in:
-            self._opens[self.slots(_flat(rows, which))] = _flat(unroll.columns["age"], which) == 0
-        if self._window.stack > 1:
-            before = rows.copy()
-            np.copyto(before[1:], rows[:-1], where=unroll.columns["age"][1:] > 0)
-            self._previous[self.slots(_flat(rows, which))] = self.slots(_flat(before, which))
-            finals = np.arange(self.end - len(unroll.final_at), self.end)
-            self._previous[self.slots(finals)] = self.slots(rows.reshape(-1)[unroll.final_at])
+    def _as_kept(self, rows: NDArray[np.void]) -> NDArray[np.void]:
+        """Return rows in the very columns of the ring: those of an unroll may be others, or in other types."""
+        if rows.dtype == self._near.dtype:
+            return rows
+        kept: NDArray[Any] = np.zeros(len(rows), self._near.dtype)
+        for name in (*names_in(kept.dtype), NEXT):
+            kept[name] = rows[name]
+        return kept
 
-    def _spans(self, first: int, end: int) -> list[tuple[slice, slice]]:
+    def _append_far(self, unroll: PackedUnroll, first: int) -> None:
+        acted, last = unroll.column("acted"), first + unroll.num_steps
+        which = None if unroll.num_steps == acted.size else np.flatnonzero(acted)
+        for name, column in self._far.items():
+            _write(column, self.spans(first, last), flat(unroll.column(name), which))
+            for there, here in self.spans(last, self.end):
+                column[there] = unroll.arrays["final_obs"][here] if name == "obs" else 0
+
+    def _append_ages(self, unroll: PackedUnroll, numbers: NDArray[np.int64], first: int) -> None:
+        """Note what lies before the rows of an unroll in their episodes."""
+        acted, age = unroll.column("acted"), unroll.column("age")
+        which = np.flatnonzero(acted)
+        slots = self.slots(np.arange(first, first + unroll.num_steps))
+        if self._window.burn_in:
+            self._opens[slots] = flat(age, which) == 0
+        if self._window.stack > 1:
+            rows = numbers.reshape(acted.shape)
+            before = rows.copy()
+            np.copyto(before[1:], rows[:-1], where=age[1:] > 0)
+            self._previous[slots] = self.slots(flat(before, which))
+            finals = np.arange(first + unroll.num_steps, self.end)
+            self._previous[self.slots(finals)] = self.slots(numbers[unroll.final_at])
+
+    def spans(self, first: int, end: int) -> list[tuple[slice, slice]]:
         """Return where consecutive rows lie, and which of them lie there: one piece, or two at the ring's seam."""
         start, count = first % self.capacity, end - first
         fit = min(count, self.capacity - start)
@@ -256,10 +268,9 @@ class Storage:
         return [head] if fit == count else [head, (slice(0, count - fit), slice(fit, count))]
 
     def _refuse_more_than_fits(self, rows: int) -> None:
-        check(
-            rows <= self.capacity,
-            f"replay.capacity must be >= {rows} steps in each shard (one unroll of its actors), got {self.capacity}",
-        )
+        if rows > self.capacity:  # asked first: to write the sentence takes longer
+            rule = f"must be >= {rows} steps in each shard (one unroll of its actors)"
+            check(False, f"replay.capacity {rule}, got {self.capacity}")
 
 
 def _write(column: Array, spans: list[tuple[slice, slice]], rows: Array) -> None:
@@ -267,6 +278,6 @@ def _write(column: Array, spans: list[tuple[slice, slice]], rows: Array) -> None
         column[there] = rows[here]
 
 
-def _flat(column: Array, which: NDArray[np.intp] | None) -> Array:
-    flat = column.reshape(-1, *column.shape[2:])
-    return flat if which is None else flat.take(which, axis=0)
+def _octets(records: NDArray[np.void]) -> Array:
+    """Return the same memory as what numpy copies and takes several times faster than records."""
+    return records.view(f"V{records.itemsize}")

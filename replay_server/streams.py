@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from starling.packed import PackedUnroll
 from starling.types import Unroll
 
 MAX_SILENT = 1024  # writers that are remembered although nothing of them is left
@@ -15,38 +16,21 @@ class Rows(NamedTuple):
     """Consecutive rows of an actor's copies: which rows of the storage, and what `starling.windows` asks of them."""
 
     numbers: NDArray[np.int64]  # [R, E]
-    acted: NDArray[np.bool_]  # [R, E]
-    ended: NDArray[np.bool_]  # [R, E]
-    age: NDArray[np.integer]  # [R, E]
-
-    @staticmethod
-    def of(unroll: Unroll, numbers: NDArray[np.int64]) -> "Rows":
-        """Return the rows of an unroll, stored under these numbers."""
-        columns = unroll.columns
-        ended = columns["acted"] & (columns["terminated"] | columns["truncated"])
-        assert len(unroll.final_at) == np.count_nonzero(ended), "each ended step needs its final observation"
-        return Rows(numbers, columns["acted"], ended, columns["age"])
+    still_open: NDArray[np.bool_]  # [R, E] a real step whose window is not whole yet
+    age: NDArray[np.integer] | None  # [R, E] where windows go by it
 
     def then(self, later: "Rows") -> "Rows":
         """Return these rows and those after them."""
         return Rows(
             np.concatenate([self.numbers, later.numbers]),
-            np.concatenate([self.acted, later.acted]),
-            np.concatenate([self.ended, later.ended]),
-            np.concatenate([self.age, later.age]),
+            np.concatenate([self.still_open, later.still_open]),
+            None if self.age is None or later.age is None else np.concatenate([self.age, later.age]),
         )
 
     def tail(self, count: int) -> "Rows":
-        """Return the last `count` rows, or what there is."""
-        return self.since(max(0, len(self.numbers) - count))
-
-    def since(self, row: int) -> "Rows":
-        """Return the rows from this one on."""
-        return Rows(self.numbers[row:], self.acted[row:], self.ended[row:], self.age[row:])
-
-    def copy(self) -> "Rows":
-        """Return the same in arrays of their own, so that a silent stream holds no buffer of its last unroll."""
-        return Rows(self.numbers.copy(), self.acted.copy(), self.ended.copy(), self.age.copy())
+        """Return the last `count` rows, or what there is: copies, so that a silent stream holds no unroll's buffer."""
+        age = None if self.age is None else self.age[-count:].copy()
+        return Rows(self.numbers[-count:].copy(), self.still_open[-count:].copy(), age)
 
 
 class Stream(NamedTuple):
@@ -66,15 +50,15 @@ class Stream(NamedTuple):
         """What counts its unrolls: only growing, while one actor writes after the other."""
         return self.generation, self.sequence
 
-    def goes_on_with(self, unroll: Unroll) -> bool:
+    def goes_on_with(self, unroll: Unroll | PackedUnroll) -> bool:
         """Say whether nothing is missing between the newest unroll and this one."""
         return (unroll.generation, unroll.sequence - 1) == self.last
 
-    def fences_off(self, unroll: Unroll) -> bool:
+    def fences_off(self, unroll: Unroll | PackedUnroll) -> bool:
         """Say whether the unroll was sent by a predecessor of the actor that writes now."""
         return unroll.generation < self.generation
 
-    def has_seen(self, unroll: Unroll) -> bool:
+    def has_seen(self, unroll: Unroll | PackedUnroll) -> bool:
         """Say whether the unroll, or a later one of the same writer, came before."""
         return unroll.generation == self.generation and unroll.sequence <= self.sequence
 
@@ -98,7 +82,7 @@ class Streams:
         """Return the stream of an actor."""
         return self._streams.get(actor)
 
-    def refusal(self, unroll: Unroll) -> str:
+    def refusal(self, unroll: Unroll | PackedUnroll) -> str:
         """Say by the name of a counter why an unroll is not taken; empty: it is."""
         stream = self._streams.get(unroll.actor)
         if stream is None:
@@ -107,10 +91,10 @@ class Streams:
             return "unrolls_fenced_off"
         return "unrolls_repeated" if stream.has_seen(unroll) else ""
 
-    def remember(self, unroll: Unroll, rows: Rows, oldest: int) -> None:
+    def remember(self, unroll: PackedUnroll, rows: Rows, oldest: int) -> None:
         """Keep what later unrolls of this writer need, while the rows from `oldest` on are alive."""
         self._streams.pop(unroll.actor, None)
-        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, rows.copy())
+        self._streams[unroll.actor] = Stream(unroll.generation, unroll.sequence, rows)
         if len(self._streams) > MAX_SILENT:
             for actor in list(self._streams)[:-MAX_SILENT]:
                 if self._streams[actor].newest < oldest:

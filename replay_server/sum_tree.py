@@ -26,6 +26,7 @@ class SumTree:
             self._levels.append(np.zeros(width // 2 + width // 2 % 2))
         self._edges = np.zeros(len(self._levels[-1]) + 1)  # the running sums of the top
         self._changed: list[Leaves] = []  # and not added up yet
+        self._cleared: list[tuple[int, int]] = []  # the same, leaves side by side
         self._num_changed = 0
         self._stale = False  # the running sums
 
@@ -61,11 +62,18 @@ class SumTree:
         if not leaves.size:
             return
         self._levels[0][leaves] = masses
-        self._stale = True
         self._changed.append(leaves)
-        self._num_changed += leaves.size
-        if self._num_changed > MOST_CHANGED:
-            self._add_up()
+        self._note_changes(leaves.size)
+
+    def clear(self, begin: int, end: int) -> int:
+        """Take the masses of consecutive leaves, and return how many had one."""
+        masses = self._levels[0][begin:end]
+        had = int(np.count_nonzero(masses))
+        if had:
+            masses.fill(0.0)
+            self._cleared.append((begin, end))
+            self._note_changes(end - begin)
+        return had
 
     def find(self, prefix_sums: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return for each number in [0, total) the leaf at which the running sum first exceeds it.
@@ -90,20 +98,32 @@ class SumTree:
         return found
 
     def _running_sums(self) -> NDArray[np.float64]:
-        if self._changed:
+        if self._num_changed:
             self._add_up()
         if self._stale:
             np.cumsum(self._levels[-1], out=self._edges[1:])
             self._stale = False
         return self._edges
 
+    def _note_changes(self, count: int) -> None:
+        self._stale = True
+        self._num_changed += count
+        if self._num_changed > MOST_CHANGED:
+            self._add_up()
+
     def _add_up(self) -> None:
-        leaves = self._changed[0] if len(self._changed) == 1 else np.concatenate(self._changed)
-        self._changed, self._num_changed = [], 0
-        low, high = int(leaves.min()), int(leaves.max())
+        changed, cleared, size = self._changed, self._cleared, self._num_changed
+        self._changed, self._cleared, self._num_changed = [], [], 0
+        leaves = np.concatenate(changed) if changed else np.empty(0, np.int64)
+        low = min([begin for begin, _ in cleared], default=len(self.leaves))
+        high = max([end - 1 for _, end in cleared], default=0)
+        if leaves.size:
+            low, high = min(low, int(leaves.min())), max(high, int(leaves.max()))
+        if (high >> 1) - (low >> 1) >= DENSE * size:
+            leaves = np.concatenate([leaves, *(np.arange(begin, end) for begin, end in cleared)])
         for below, level in pairwise(self._levels):
             low, high = low >> 1, high >> 1
-            if high - low < DENSE * leaves.size:  # what lies between is added up again, which changes nothing
+            if high - low < DENSE * size:  # what lies between is added up again, which changes nothing
                 both = below[2 * low : 2 * high + 2]
                 np.add(both[::2], both[1::2], out=level[low : high + 1])
             else:

@@ -57,6 +57,11 @@ def arm(setting: str) -> None:
     _armed.name, _armed.left = name, int(nth or 0)
 
 
+def armed(name: str) -> bool:
+    """Say whether this is where the process is to die: for a step that is done in one go unless somebody looks."""
+    return name == _armed.name
+
+
 def reach(name: str) -> None:
     """Die here, if this is the time."""
     assert name in NAMES, f"{name} is no failpoint"

@@ -36,6 +36,11 @@ class Window:
     burn_in: int = 0
     stack: int = 1
 
+    @property
+    def by_age(self) -> bool:
+        """Whether it matters how far into its episode a step is."""
+        return self.period > 1 or self.burn_in > 0 or self.stack > 1
+
     def __post_init__(self) -> None:
         check(self.length >= 1, f"window.length must be >= 1, got {self.length}")
         check(self.period >= 1, f"window.period must be >= 1, got {self.period}")
@@ -63,28 +68,33 @@ def completed(
     The first `carried` (at most `window.length`) rows were there before. A window is whole when its episode
     ended inside it, or when the row after its last step is there, since that row holds the last observation.
     """
-    row, copy = np.nonzero(begun(window, acted, ended, age, carried))
-    stop = _whole_at(window, ended & acted)
+    assert 0 <= carried <= min(len(acted), window.length), "a longer carry would complete windows twice"
+    ends, still_open = ended & acted, acted.copy()
+    still_open[:carried] &= ~_ends_later(ends[:carried])
+    begins, _ = begun(window, still_open, ends, age)
+    row, copy = np.nonzero(begins)
+    stop = _whole_at(window, ends)
     return Completed(row, copy, np.minimum(stop[row, copy] - row + 1, window.length))
 
 
 def begun(
-    window: Window, acted: NDArray[np.bool_], ended: NDArray[np.bool_], age: NDArray[np.integer], carried: int
-) -> NDArray[np.bool_]:
-    """Say of each row, `[R, E]`, whether a window of `completed` begins there."""
-    rows = len(acted)
-    assert 0 <= carried <= min(rows, window.length), "a longer carry would complete windows twice"
-    starts = acted.copy()
-    late = max(0, rows - window.length)  # from here on only an episode's end makes a window whole
-    starts[late:] &= _ends_later(ended[late:] & acted[late:])
-    if carried:  # windows that an episode's end had made whole there were whole before
-        starts[:carried] &= ~_ends_later(ended[:carried] & acted[:carried])
-    if window.period > 1:
-        starts &= age % window.period == 0
-    if window.burn_in:
-        steps = _whole_at(window, ended & acted) - np.arange(rows)[:, None]
-        starts &= (age == 0) | (steps >= window.burn_in)
-    return starts
+    window: Window,
+    still_open: NDArray[np.bool_],  # [R, E] real steps whose windows were not whole before
+    ends: NDArray[np.bool_],  # [R, E] of these the ones that ended their episodes
+    age: NDArray[np.integer] | None,  # [R, E], where windows go by it
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say of each row whether a window begins there that is whole now, and whether one may be later."""
+    assert age is not None or not window.by_age, "these windows go by age"
+    begins = still_open.copy()
+    late = max(0, len(begins) - window.length)  # from here on only an episode's end makes a window whole
+    begins[late:] &= _ends_later(ends[late:])
+    left = still_open > begins
+    if age is not None and window.period > 1:
+        begins &= age % window.period == 0
+    if age is not None and window.burn_in:
+        steps = _whole_at(window, ends) - np.arange(len(ends))[:, None]
+        begins &= (age == 0) | (steps >= window.burn_in)
+    return begins, left
 
 
 def _ends_later(ends: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,7 +1,6 @@
 """What the roles send one another, as one buffer each through the codec."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,12 @@ from numpy.typing import NDArray
 
 from starling.codec import Entries, Octets, decode, encode, is_shape, reserve
 from starling.errors import CodecError
+from starling.packed import COLUMN, NEXT, START, PackedUnroll, pack, under, unpack
 from starling.params import Layout, Params
+from starling.seal import SEAL, sealed
 from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
 
-_COLUMN, _EPISODE, _START = "column/", "episode/", "start/"
+_UNROLL = {"rows", "final_at", "column/acted", "unroll"}  # what no unroll is without
 
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
 
@@ -21,38 +22,34 @@ Make = Callable[[Entries], Columns]
 """Returns arrays of these shapes and types by name, to be filled."""
 
 
-def encode_unroll(unroll: Unroll, compress: bool = True) -> NDArray[np.uint8]:
-    """Pack every field of an unroll into one buffer, its frames compressed."""
-    arrays = _within(_COLUMN, unroll.columns) | _within(_EPISODE, unroll.episodes)
-    arrays |= {"final_at": unroll.final_at, "final_obs": unroll.final_obs}
-    optional = {"next_obs": unroll.next_obs, "priorities": unroll.priorities}
-    arrays |= {name: array for name, array in optional.items() if array is not None}
-    if unroll.starts:
-        arrays |= {"start_at": unroll.start_at, **_within(_START, unroll.starts)}
-    arrays["unroll"] = np.array([unroll.actor, unroll.generation, unroll.sequence])
-    return encode(arrays, compress=compress)
+def encode_unroll(unroll: Unroll | PackedUnroll, compress: bool = True) -> NDArray[np.uint8]:
+    """Pack every field of an unroll into one sealed buffer, its frames compressed."""
+    packed = pack(unroll)
+    who = np.array([packed.actor, packed.generation, packed.sequence])
+    return sealed(encode({**packed.arrays, "unroll": who}, compress=compress))
+
+
+def decode_packed(buffer: Octets) -> PackedUnroll:
+    """Return the unroll as it travelled; its arrays are read-only, and views into `buffer` but for compressed frames.
+
+    The seal is for those who read it from a disk.
+    """
+    arrays, meta = decode(buffer[: -SEAL.size])
+    if arrays.keys() >= _UNROLL:
+        rows, who = arrays["rows"], arrays["unroll"]
+        if NEXT in (rows.dtype.names or ()) and _is_int(who, 3):
+            actor, generation, sequence = who.tolist()
+            return PackedUnroll(actor, generation, sequence, arrays)
+    raise CodecError(f"buffer must hold an unroll, got arrays {sorted(arrays)} and meta {sorted(meta)}")
 
 
 def decode_unroll(buffer: Octets) -> Unroll:
-    """Return the unroll; its arrays are read-only, and views into `buffer` but for compressed frames."""
-    arrays, meta = decode(buffer)
-    match arrays:
-        case {"final_at": final_at, "final_obs": final_obs, "unroll": who} if _is_int(who, 3):
-            actor, generation, sequence = who.tolist()
-            return Unroll(
-                actor=actor,
-                generation=generation,
-                sequence=sequence,
-                columns=_under(_COLUMN, arrays),
-                final_at=final_at,
-                final_obs=final_obs,
-                next_obs=arrays.get("next_obs"),
-                priorities=arrays.get("priorities"),
-                episodes=_under(_EPISODE, arrays),
-                start_at=arrays.get("start_at", np.empty(0, np.int64)),
-                starts=_under(_START, arrays),
-            )
-    raise CodecError(f"buffer must hold an unroll, got arrays {sorted(arrays)} and meta {sorted(meta)}")
+    """Return the unroll, for those who look into it; CodecError if its parts are not those of one."""
+    packed = decode_packed(buffer)
+    try:
+        return unpack(packed)
+    except (ValueError, IndexError, KeyError) as error:
+        raise CodecError(f"buffer must hold an unroll, got arrays that do not belong together: {error}") from error
 
 
 def encode_params(params: Params) -> NDArray[np.uint8]:
@@ -119,14 +116,14 @@ def decode_reply(buffer: Octets) -> SampleReply:
                 size, inserted, origin = tally.tolist()
                 return SampleReply(
                     counts=counts.tolist(),
-                    columns=_under(_COLUMN, arrays),
+                    columns=under(COLUMN, arrays),
                     keys=keys,
                     probabilities=probabilities,
                     mass=mass.item(),
                     size=size,
                     inserted=inserted,
                     origin=origin,
-                    starts=_under(_START, arrays),
+                    starts=under(START, arrays),
                 )
     raise CodecError(f"buffer must hold a sample reply, got arrays {sorted(arrays)} and meta {sorted(meta)}")
 
@@ -151,12 +148,12 @@ class Answers:
         def make(entries: Entries) -> Columns:
             nonlocal reserved
             reserved = self._reserve(entries, len(asked.counts))
-            return _under(_COLUMN, reserved[1])
+            return under(COLUMN, reserved[1])
 
         reply = sample(asked, make)
         arrays, (buffer, places) = _arrays_of(reply), reserved
         if not places or _kinds(arrays) != self._entries:  # before the first answer, or nothing was gathered
-            self._starts = {_START + name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
+            self._starts = {START + name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
             return encode(arrays)
         for name, place in places.items():
             if arrays[name] is not place:
@@ -166,7 +163,7 @@ class Answers:
     def _reserve(self, entries: Entries, batches: int) -> Reserved:
         windows = entries["valid"][0][1]
         starts = {name: ((windows, *shape), dtype) for name, (shape, dtype) in self._starts.items()}
-        whole = {_COLUMN + name: entry for name, entry in entries.items()} | starts
+        whole = {COLUMN + name: entry for name, entry in entries.items()} | starts
         whole |= {"keys": ((windows,), _INT), "probabilities": ((windows,), _FLOAT), "counts": ((batches,), _INT)}
         whole |= {"tally": ((3,), _INT), "mass": ((), _FLOAT)}
         if whole != self._entries:
@@ -179,8 +176,8 @@ class Answers:
 def _arrays_of(reply: SampleReply) -> Columns:
     """Return an answer as arrays alone: their header is known before the windows are."""
     return {
-        **_within(_COLUMN, reply.columns),
-        **_within(_START, reply.starts),
+        **_within(COLUMN, reply.columns),
+        **_within(START, reply.starts),
         "keys": reply.keys,
         "probabilities": reply.probabilities,
         "counts": np.array(reply.counts, np.int64),
@@ -199,15 +196,6 @@ def _kinds(arrays: Columns) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 def _within(prefix: str, arrays: Columns) -> Columns:
     return {prefix + name: array for name, array in arrays.items()}
-
-
-def _under(prefix: str, arrays: Columns) -> Columns:
-    return {rest: arrays[name] for name, rest in _names_under(prefix, tuple(arrays))}
-
-
-@lru_cache(64)  # messages of one kind have the same names
-def _names_under(prefix: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
 
 
 def _layout_entry(entry: Any) -> tuple[str, tuple[int, ...]]:

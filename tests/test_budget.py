@@ -63,8 +63,8 @@ def test_a_plan_reads_as_its_arithmetic() -> None:
 
 
 def test_more_rows_than_a_shard_can_number_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"must be <= 2147483647 steps in each shard, got 2147483648"):
-        refuse_what_does_not_fit(replace(A_PLAN, rows=2**31), available=10**15, shm_free=None)
+    with pytest.raises(ConfigError, match=r"must be <= 1073741824 steps in each shard, got 1073741825"):
+        refuse_what_does_not_fit(replace(A_PLAN, rows=2**30 + 1), available=10**15, shm_free=None)
 
 
 def test_the_advice_fits() -> None:

@@ -78,6 +78,25 @@ def test_what_is_encoded_is_decoded(arrays: dict[str, NDArray[Any]], meta: dict[
     assert got_meta == meta
 
 
+def some_records() -> NDArray[Any]:
+    dtype = np.dtype([("action", "<i8"), ("obs", "<f4", (2, 3)), ("ended", "?")], align=True)
+    records = np.zeros((4, 2), dtype)
+    records["action"] = np.arange(8).reshape(4, 2)
+    records["obs"] = np.arange(48).reshape(4, 2, 2, 3)
+    records["ended"][1] = True
+    return records
+
+
+def test_records_come_back_as_they_were_and_nothing_is_copied() -> None:
+    arrays = {"steps": some_records(), "half": some_records()[::2, 0], "none": some_records()[:0]}
+    buffer = encode(arrays)
+
+    got, _ = decode(buffer)
+
+    assert_same(got, arrays)
+    assert np.shares_memory(got["steps"]["obs"], buffer)
+
+
 @pytest.mark.parametrize("view", [bytes, bytearray, memoryview, np.asarray])
 def test_every_kind_of_bytes_is_read(view: Callable[[Any], Any]) -> None:
     assert_same(decode(view(encode(some_arrays())))[0], some_arrays())
@@ -131,7 +150,8 @@ def test_a_buffer_at_an_odd_address_is_read_all_the_same() -> None:
     "array",
     [
         np.array([object()]),
-        np.zeros(2, [("a", "f4")]),
+        np.zeros(2, [("a", "u1"), ("b", "f4")]),
+        np.zeros(2, [("a", ">f4")]),
         np.array(["2026-01-01"], "M8[D]"),
         np.array([1], "m8[s]"),
         np.array(["text"]),
@@ -178,6 +198,12 @@ def test_anything_behind_the_last_array_is_refused() -> None:
         decode(bytes(encode(some_arrays())) + b"\0")
 
 
+def test_a_message_of_the_first_version_is_read() -> None:
+    arrays, meta = decode(framed(header_of(FLOATS, a=1), np.array([3.0, 4.0], "<f4").tobytes(), version=1))
+
+    assert (arrays["x"].tolist(), meta) == ([3.0, 4.0], {"a": 1})
+
+
 FLOATS = ["x", "<f4", [2]]
 
 
@@ -185,7 +211,7 @@ FLOATS = ["x", "<f4", [2]]
     ("buffer", "message"),
     [
         (framed(header_of(), magic=b"STARLINK"), "must begin with b'STARLING', got b'STARLINK'"),
-        (framed(header_of(), version=2), "version of the encoding must be 1, got 2"),
+        (framed(header_of(), version=3), "version of the encoding must be 1 or 2, got 3"),
         (framed(header_of(), length=2**32 - 1), "header must end within the buffer"),
         (framed(b"", length=0), "header must be msgpack"),
         (framed(b"\xdd\xff\xff\xff\xff"), "header must be msgpack"),  # an array of 4 billion items
@@ -217,6 +243,14 @@ FLOATS = ["x", "<f4", [2]]
         (framed(header_of(["x", "|u1", [10], True]), bytes(1)), "name, dtype and shape"),
         (framed(header_of(["x", "<f4", [10], 5]), bytes(5)), "name, dtype and shape"),
         (framed(header_of(["x", "|u1", [10], 5]), bytes(4)), "buffer must be"),
+        (framed(header_of(["x", [], [1]])), "name, dtype and shape"),
+        (framed(header_of(["x", [["a", "<f4", []], ["a", "<f4", []]], [1]]), bytes(8)), "name, dtype and shape"),
+        (framed(header_of(["x", [["", "<f4", []]], [1]]), bytes(4)), "name, dtype and shape"),  # numpy would name it
+        (framed(header_of(["x", [["a", "|O", []]], [1]]), bytes(8)), "name, dtype and shape"),
+        (framed(header_of(["x", [["a", [["b", "<f4", []]], []]], [1]]), bytes(4)), "name, dtype and shape"),
+        (framed(header_of(["x", [["a", "<f4", [2**40]]], [1]])), "name, dtype and shape"),
+        (framed(header_of(["x", [["a", "<f4", [2**20]]], [2**45, 0]])), "name, dtype and shape"),
+        (framed(header_of(["x", [["a", "<f4", []]], [2]]), bytes(4)), "buffer must be"),
     ],
 )
 def test_a_header_that_lies_is_refused_in_one_sentence(buffer: bytes, message: str) -> None:
@@ -303,7 +337,11 @@ def test_a_buffer_with_holes_is_refused() -> None:
         decode(np.repeat(encode(some_arrays()), 2)[::2])
 
 
-@pytest.mark.parametrize("arrays", [some_arrays(), {"frames": frames(), "step": np.array(7)}], ids=["plain", "frames"])
+@pytest.mark.parametrize(
+    "arrays",
+    [some_arrays(), {"frames": frames(), "step": np.array(7)}, {"steps": some_records()}],
+    ids=["plain", "frames", "records"],
+)
 def test_a_thousand_mutations_are_refused_or_stay_inside_the_buffer(arrays: dict[str, NDArray[Any]]) -> None:
     rng = np.random.default_rng(0)
     whole = encode(arrays, {"note": [1, 2.0, None, {"a": "b"}]}, compress=True)

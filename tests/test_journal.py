@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -42,9 +42,9 @@ class Disk:
     def __post_init__(self) -> None:
         self.may_go_on.set()
 
-    def write(self, file: int, octets: memoryview) -> int:
+    def write(self, file: int, parts: Sequence[memoryview]) -> int:
         assert self.may_go_on.wait(10.0)
-        fits = octets[: self.room]
+        fits = b"".join(parts)[: self.room]
         if not fits:
             raise FULL
         self.room -= len(fits)

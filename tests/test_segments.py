@@ -1,14 +1,22 @@
 import errno
 import os
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from replay_server.segments import Position, Record, SegmentReader, SegmentWriter, read_records
 from starling.errors import RunError
+from starling.seal import sealed
 
-UNROLLS = [b"first", b"", b"x" * 40, b"the last one"]
+
+def with_seal(octets: bytes) -> bytes:
+    return sealed(np.frombuffer(octets, np.uint8)).tobytes()
+
+
+UNROLLS = [with_seal(octets) for octets in (b"first", b"", b"x" * 40, b"the last one")]
 
 
 def written(folder: Path, unrolls: list[bytes] = UNROLLS) -> Path:
@@ -34,8 +42,8 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_what_a_file_holds_is_known_to_its_writer_and_its_reader_alike(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, Position(7, 99))
-    writer.append(100, 10, True, b"an unroll")
-    writer.append(110, 5, True, b"another")
+    writer.append(100, 10, True, with_seal(b"an unroll"))
+    writer.append(110, 5, True, with_seal(b"another"))
     for headers_only in (False, True):
         reader = SegmentReader(tmp_path / writer.segment.file, headers_only=headers_only)
         assert len(list(reader)) == 2
@@ -94,8 +102,15 @@ def test_a_flipped_bit_is_damage_wherever_it_is(tmp_path: Path) -> None:
             list(read_records(path))
 
 
+def test_an_unroll_that_is_not_the_one_its_writer_sealed_is_damage(tmp_path: Path) -> None:
+    path = written(tmp_path, [UNROLLS[0], b"no unroll", UNROLLS[2]])
+
+    with pytest.raises(RunError, match="the unroll of record 8 is not the one that was written"):
+        list(read_records(path))
+
+
 def test_records_in_another_order_are_damage(tmp_path: Path) -> None:
-    path = written(tmp_path, [b"aaaa", b"bbbb", b"cccc"])
+    path = written(tmp_path, [with_seal(4 * letter) for letter in (b"a", b"b", b"c")])
     data = path.read_bytes()
     size = (len(data) - 28) // 3
     head, first, second, third = data[:28], data[28 : 28 + size], data[28 + size : -size], data[-size:]
@@ -128,30 +143,30 @@ def test_a_file_can_be_read_up_to_a_record_and_no_other_byte(tmp_path: Path) -> 
 def test_a_failed_write_leaves_no_trace(tmp_path: Path) -> None:
     room = [10_000]
 
-    def write(file: int, octets: memoryview) -> int:
-        fits = octets[: room[0]]
+    def write(file: int, parts: Sequence[memoryview]) -> int:
+        fits = b"".join(parts)[: room[0]]
         if not fits:
             raise OSError(errno.ENOSPC, "No space left on device")
         room[0] -= len(fits)
         return os.write(file, fits)
 
     writer = SegmentWriter(tmp_path, Position(), write)
-    writer.append(0, 1, True, b"x" * 4_000)
+    writer.append(0, 1, True, with_seal(b"x" * 4_000))
     with pytest.raises(OSError, match="No space left"):
-        writer.append(1, 1, True, b"y" * 8_000)
+        writer.append(1, 1, True, with_seal(b"y" * 8_000))
     writer.close()
 
     reader = SegmentReader(tmp_path / writer.segment.file)
     assert writer.failed
-    assert [bytes(record.unroll) for record in reader] == [b"x" * 4_000]
+    assert [bytes(record.unroll) for record in reader] == [with_seal(b"x" * 4_000)]
     assert reader.torn_bytes == 0
 
 
 def test_reading_holds_one_record_at_a_time(tmp_path: Path) -> None:
-    path = written(tmp_path, [bytes(1 << 20)] * 16)
+    path = written(tmp_path, [with_seal(bytes(1 << 20))] * 16)
 
     tracemalloc.start()
-    assert sum(len(record.unroll) for record in read_records(path)) == 16 << 20
+    assert sum(len(record.unroll) for record in read_records(path)) == 16 * ((1 << 20) + 4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from replay_server.config import ReplayConfig
 from replay_server.storage import Storage, columns_of, row_bytes
 from starling.errors import ConfigError
+from starling.packed import pack
 from starling.spec import ArraySpec, Spec
 from starling.windows import Window
 from tests.replay_worlds import EXTRA, SPEC, CountingWorld, bandit_unroll
@@ -51,14 +53,14 @@ def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: float, r
 
 def test_an_unroll_that_would_overwrite_itself_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"replay.capacity must be >= 20 steps in each shard .* got 19"):
-        storage_of(19).append(bandit_unroll(None, count=10))
+        storage_of(19).append(pack(bandit_unroll(None, count=10)))
 
 
 def test_keys_count_rows_and_lead_back_from_their_slots() -> None:
     storage = storage_of(7)
     world = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0)
 
-    keys = np.concatenate([storage.append(world.unroll(5)) for _ in range(4)]).ravel()
+    keys = np.concatenate([storage.append(pack(world.unroll(5))) for _ in range(4)]).ravel()
 
     assert keys.tolist() == list(range(20))
     assert storage.oldest == 13
@@ -69,8 +71,8 @@ def test_keys_count_rows_and_lead_back_from_their_slots() -> None:
 def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
     storage = storage_of(6, every_obs=True)
     world = CountingWorld(np.random.default_rng(0), copies=1, end_probability=0.0)
-    early = storage.append(world.unroll(4))
-    late = storage.append(world.unroll(4))
+    early = storage.append(pack(world.unroll(4)))
+    late = storage.append(pack(world.unroll(4)))
 
     storage.link(early[-1], late[0])
     storage.link(early[0], late[2])  # row 0 is gone; row 6 has its slot and leads to row 7
@@ -81,8 +83,8 @@ def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
 
 def test_behind_its_end_a_window_is_zeros_and_its_last_observation() -> None:
     storage = storage_of(50, length=3, every_obs=True)
-    storage.append(bandit_unroll(None, count=20))  # so that the slots are not fresh
-    keys = storage.append(bandit_unroll(None, count=20))
+    storage.append(pack(bandit_unroll(None, count=20)))  # so that the slots are not fresh
+    keys = storage.append(pack(bandit_unroll(None, count=20)))
 
     window = storage.gather(storage.slots(keys[4]))
 
@@ -90,3 +92,18 @@ def test_behind_its_end_a_window_is_zeros_and_its_last_observation() -> None:
     assert window["reward"][:, 0].tolist() == [4.0, 0.0, 0.0]
     assert window["terminated"][:, 0].tolist() == [True, False, False]
     assert window["obs"][:, 0].tolist() == [[0, 5], [0, 0], [0, 0], [0, 0]]
+
+
+def test_steps_in_other_types_are_stored_in_the_shards_own() -> None:
+    storage = storage_of(50)
+    unroll = bandit_unroll(None, count=5)
+    other = {
+        name: column.astype("f8") for name, column in unroll.columns.items() if name not in ("acted", "terminated")
+    }
+
+    rows = storage.append(pack(replace(unroll, columns={**unroll.columns, **other, "nobody's": unroll.columns["obs"]})))
+
+    kept = storage.gather(storage.slots(rows[:, 0]))
+    assert kept["reward"].dtype == np.float32
+    np.testing.assert_array_equal(kept["reward"], [np.arange(5.0)])
+    np.testing.assert_array_equal(kept["obs"][0], unroll.columns["obs"][:, 0])

@@ -33,6 +33,27 @@ def test_the_leaf_found_is_that_of_a_linear_scan(masses: list[float], data: st.D
         assert leaf == next(i for i in range(len(masses)) if number < sum(masses[: i + 1]))
 
 
+@given(st.lists(WHOLE, min_size=1), st.integers(0, 39), st.integers(0, 40))
+def test_leaves_that_are_cleared_have_no_mass_whenever_they_are_added_up(
+    given: list[list[int]], begin: int, count: int
+) -> None:
+    tree, masses = SumTree(5_000), np.zeros(5_000)
+    for number, some in enumerate(given):
+        first = number * 97
+        masses[first : first + len(some)] = some
+        tree.set(np.arange(first, first + len(some)), np.array(some, np.float64))
+        begin, end = first + begin % len(some), first + len(some) + count
+        had = np.count_nonzero(masses[begin:end])
+        masses[begin:end] = 0.0
+
+        assert tree.clear(begin, end) == had
+        if number % 2:
+            assert tree.total == masses.sum()
+
+    assert tree.total == masses.sum()
+    np.testing.assert_array_equal(tree.leaves, masses)
+
+
 @given(MASSES, st.lists(st.floats(0.0, 1.0), min_size=1))
 def test_a_leaf_without_mass_is_never_found(masses: list[float], fractions: list[float]) -> None:
     tree = tree_of(masses)

@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_server.streams import Rows
 from starling.errors import ConfigError
 from starling.windows import Window, completed, stacked
 from tests.replay_worlds import CountingWorld
@@ -22,18 +21,17 @@ def test_however_a_stream_is_cut_into_unrolls_each_window_is_completed_once(
     seed: int, window: Window, lengths: list[int], end_probability: float, next_step: bool
 ) -> None:
     world = CountingWorld(np.random.default_rng(seed), end_probability=end_probability, next_step=next_step)
-    carried: Rows | None = None
+    rows = {name: np.empty((0, world.copies), np.int64) for name in ("serial", "acted", "ended", "age")}
     found = []
 
     for length in lengths:
-        unroll = world.unroll(length)
-        serials = unroll.columns["obs"][..., 1].astype(np.int64)  # stand in for keys
-        rows = Rows.of(unroll, serials)
-        num_carried = 0 if carried is None else len(carried.numbers)
-        rows = rows if carried is None else carried.then(rows)
-        done = completed(window, rows.acted, rows.ended, rows.age, num_carried)
-        carried = rows.tail(window.length)
-        found += list(zip(done.copy, rows.numbers[done.row, done.copy], done.steps, strict=True))
+        carried = {name: column[-window.length :] for name, column in rows.items()}
+        columns = world.unroll(length).columns
+        columns |= {"serial": columns["obs"][..., 1], "ended": columns["terminated"] | columns["truncated"]}
+        rows = {name: np.concatenate([column, columns[name]]).astype(int) for name, column in carried.items()}
+        acted, ended = rows["acted"] > 0, rows["ended"] > 0
+        done = completed(window, acted, ended, rows["age"], len(carried["acted"]))
+        found += list(zip(done.copy, rows["serial"][done.row, done.copy], done.steps, strict=True))
 
     truth = world.windows(window, capacity=10**9)
     assert sorted(found) == sorted((*first, len(held.steps)) for first, held in truth.items())

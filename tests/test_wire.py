@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from starling.codec import decode, encode
 from starling.errors import CodecError
 from starling.params import Params
+from starling.seal import SEAL, sealed
 from starling.types import Columns, SampleReply, SampleRequest, Unroll
 from starling.wire import (
     Answers,
@@ -28,9 +29,12 @@ from starling.wire import (
 def an_unroll(**changes: Any) -> Unroll:
     columns = {
         "obs": np.arange(24, dtype=np.float32).reshape(3, 2, 4),
+        "frame": np.arange(300, dtype=np.uint16).reshape(3, 2, 5, 10),
         "action": np.array([[0, 1], [1, 0], [1, 1]]),
         "acted": np.array([[True, True], [True, False], [True, True]]),
+        "age": np.array([[0, 4], [1, 5], [2, 0]]),
     }
+    columns["obs"][1, 1] = 0.0  # what a row that was no step holds is lost where it is small
     given: dict[str, Any] = {
         "actor": 3,
         "generation": 1,
@@ -68,7 +72,11 @@ def test_an_unroll_arrives_with_every_field(optional: dict[str, Any]) -> None:
 
 
 def test_a_column_may_be_named_like_a_field() -> None:
-    sent = an_unroll(columns={"acted": np.ones((1, 1), np.bool_), "next_obs": np.zeros((1, 1))})
+    sent = an_unroll(
+        columns={"acted": np.ones((1, 1), np.bool_), "next_obs": np.zeros((1, 1))},
+        final_at=np.empty(0, np.int64),
+        final_obs=np.empty((0, 4), np.float32),
+    )
 
     got = decode_unroll(encode_unroll(sent))
 
@@ -199,7 +207,7 @@ def test_an_answer_without_windows_needs_no_arrays_made() -> None:
     "buffer",
     [
         encode({}),
-        encode_unroll(an_unroll()),
+        encode_unroll(an_unroll())[: -SEAL.size],
         encode(decode(encode_reply(a_reply()))[0] | {"tally": np.zeros(3)}),
         encode(decode(encode_reply(a_reply()))[0] | {"counts": np.array(3)}),
         encode(decode(encode_reply(a_reply()))[0] | {"mass": np.zeros(2)}),
@@ -211,12 +219,12 @@ def test_what_is_no_reply_is_refused(buffer: NDArray[np.uint8]) -> None:
 
 
 def test_what_is_no_unroll_is_refused() -> None:
-    arrays, _ = decode(encode_unroll(an_unroll()))
+    arrays, _ = decode(encode_unroll(an_unroll())[: -SEAL.size])
     without = {name: array for name, array in arrays.items() if name != "final_at"}
 
     for buffer in [encode_params(some_params()), encode(without), encode(arrays | {"unroll": np.arange(2)})]:
         with pytest.raises(CodecError, match="must hold an unroll"):
-            decode_unroll(buffer)
+            decode_unroll(sealed(buffer))
 
 
 @pytest.mark.parametrize(

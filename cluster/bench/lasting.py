@@ -60,7 +60,7 @@ def inserting(shard: DurableShard, unrolls: Sequence[Unroll]) -> Work:
         while shard.must_wait():
             time.sleep(POLL_S)
         buffer = next(packed)
-        shard.insert(replace(wire.decode_unroll(buffer), sequence=next(sequence)), buffer)
+        shard.insert(wire.decode_packed(buffer)._replace(sequence=next(sequence)), buffer)
         return 1
 
     return work
