@@ -18,28 +18,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from starling import distributions
+from starling.algorithms.policies import LearnerPolicyConfig, WithPolicy
 from starling.errors import check
 from starling.losses import masked_mean, normalised
-from starling.networks import Lstm, Network
-from starling.networks.description import Activation
-from starling.networks.design import actor_critic, torso_for
+from starling.networks import Network
 from starling.returns import in_numpy, lambda_returns, returns_to_go, whole_returns
 from starling.sight import Sight, see, successors
-from starling.spec import ArraySpec, Spec
-from starling.types import Act, Array, Batch, Believed, Group, Losses, Nets, Outputs, Place, Target
+from starling.spec import Spec
+from starling.types import Batch, Group, Losses, Nets
 
 Returns = Literal["whole", "to_go", "bootstrapped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class A2cConfig:
+class A2cConfig(LearnerPolicyConfig):
     """The knobs of every policy gradient here, and A2C's values of them."""
 
-    discount: float = 0.99
     returns: Returns = "bootstrapped"
     """what a step is judged by: its whole episode, what came from there on, or that with the value to go on with"""
     baseline: bool = True
@@ -48,23 +43,10 @@ class A2cConfig:
     """of bootstrapped returns; 1: n steps, n up to the unroll's length; 0: one step"""
     normalise_advantages: bool = False
     """judge steps in standard deviations from the batch's mean"""
-    value_cost: float = 0.5
-    entropy_cost: float = 0.01
-    shared: bool = False
-    """policy and value are two heads of one network; otherwise two networks"""
-    hidden: tuple[int, ...] = (64, 64)
-    """widths of the layers over vector observations; frames get the Nature CNN"""
-    activation: Activation = "tanh"
-    normalise_obs: bool = False
-    """show the networks observations less their running mean, by their running deviation"""
-    memory: int = 0
-    """width of an LSTM behind the layers; 0: none"""
-    log_std: float = 0.0
-    """what the spread of a continuous policy begins with, as a logarithm"""
 
     def __post_init__(self) -> None:
+        LearnerPolicyConfig.__post_init__(self)  # slots: super() would mean the class before they were made
         known = get_args(Returns)
-        check(0.0 <= self.discount <= 1.0, f"algorithm.discount must be in [0, 1], got {self.discount}")
         check(self.returns in known, f"algorithm.returns must be one of {', '.join(known)}, got {self.returns!r}")
         check(0.0 <= self.gae_lambda <= 1.0, f"algorithm.gae_lambda must be in [0, 1], got {self.gae_lambda}")
         bootstrapped = self.returns == "bootstrapped"
@@ -78,11 +60,6 @@ class A2cConfig:
             "algorithm.baseline must be false for whole returns, which no single step's value predicts, got true",
         )
         check(self.baseline or not self.shared, "algorithm.shared must be false without a baseline, got true")
-        check(self.value_cost >= 0.0, f"algorithm.value_cost must be >= 0, got {self.value_cost}")
-        check(self.entropy_cost >= 0.0, f"algorithm.entropy_cost must be >= 0, got {self.entropy_cost}")
-        check(all(w >= 1 for w in self.hidden), f"algorithm.hidden must be widths >= 1, got {self.hidden}")
-        check(self.memory >= 0, f"algorithm.memory must be >= 0, got {self.memory}")
-        check(abs(self.log_std) <= 20.0, f"algorithm.log_std must be in [-20, 20], got {self.log_std}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,63 +85,24 @@ class PolicyGradientConfig(A2cConfig):
     baseline: bool = False
 
 
-class ActorCritic:
+class ActorCritic(WithPolicy):
     """How to act, and what to minimise."""
 
+    keeps_mu = False
+    group = "actor_critic"
+
     def __init__(self, config: A2cConfig) -> None:
+        super().__init__(config)
         self.config = config
-
-    @property
-    def window(self) -> None:
-        """Every unroll is learned from once, whole."""
-        return None
-
-    def acting(self, spec: Spec) -> Mapping[str, Network]:
-        """The policy; with a memory also the value, whose state at an unroll's start only acting can know."""
-        networks = self.networks(spec)
-        return networks if self.config.memory else {"policy": networks["policy"]}
-
-    def columns(self, spec: Spec) -> Mapping[str, ArraySpec]:
-        """Nothing beyond what every step has, and what was possible: those who acted are those who learn."""
-        return distributions.mask_column(spec)
-
-    def explore(self, place: Place) -> NDArray[np.float32]:
-        """The policy's own entropy explores, the same in every copy."""
-        return np.zeros(place.num_copies, np.float32)
-
-    def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
-        """Sample the policy; it judges nothing."""
-        return Act(distributions.sample(outputs, rng), extras=distributions.mask_in(outputs))
-
-    def greedy(self, outputs: Outputs) -> Array:
-        """Return the policy's likeliest action."""
-        return distributions.mode(outputs)
-
-    def value(self, outputs: Outputs) -> Array:
-        """Return what the critic expects, where it is among the acting networks."""
-        value: Array = outputs["value"][..., 0]
-        return value
-
-    def priorities(self, windows: Believed) -> Array | None:
-        """Nothing is replayed."""
-        return None
 
     def networks(self, spec: Spec) -> Mapping[str, Network]:
         """A policy and, with a baseline, a value: in one network or in two."""
-        config = self.config
-        memory = Lstm(size=config.memory) if config.memory else None
-        torso = torso_for(spec, config.hidden, config.activation, config.normalise_obs)
-        networks = actor_critic(spec, torso, memory, config.shared, config.log_std)
-        return networks if config.baseline else {"policy": networks["policy"]}
-
-    def targets(self) -> Mapping[str, Target]:
-        """Nothing follows anything."""
-        return {}
+        networks = super().networks(spec)
+        return networks if self.config.baseline else {"policy": networks["policy"]}
 
     def groups(self) -> Mapping[str, Group]:
         """One loss moves all that there is."""
-        separate = self.config.baseline and not self.config.shared
-        return {"actor_critic": Group(networks=("policy", "value") if separate else ("policy",))}
+        return super().groups() if self.config.baseline else {self.group: Group(networks=("policy",))}
 
     def losses(self, nets: Nets, batch: Batch, rng: object) -> Losses:
         """Return the policy's loss, and with a baseline the value's, less the entropy."""

@@ -9,29 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from starling import distributions
+from starling.algorithms.policies import LearnerPolicyConfig, WithPolicy
 from starling.errors import check
 from starling.losses import masked_mean, normalised
-from starling.networks import Lstm, Moments, Network
-from starling.networks.description import Activation
-from starling.networks.design import actor_critic, torso_for
+from starling.networks import Moments, Network
 from starling.returns import in_numpy, lambda_returns
 from starling.sight import see, successors
-from starling.spec import ArraySpec, Spec
-from starling.types import Act, Array, Batch, Believed, Group, Losses, Nets, Optimizing, Outputs, Place, Target
+from starling.spec import Spec
+from starling.types import Batch, Losses, Nets, Optimizing
 
 if TYPE_CHECKING:
     from starling.minibatches import Minibatches, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PpoConfig:
+class PpoConfig(LearnerPolicyConfig):
     """The knobs of PPO."""
 
-    discount: float = 0.99
     gae_lambda: float = 0.95
     epochs: int = 4
     """times that each batch is gone over"""
@@ -49,96 +44,35 @@ class PpoConfig:
     """judge steps in standard deviations from their part's mean"""
     normalise_returns: bool = False
     """learn values in units of the running standard deviation of the returns that they predict"""
-    value_cost: float = 0.5
     entropy_cost: float = 0.0
-    shared: bool = False
-    """policy and value are two heads of one network; otherwise two networks"""
-    hidden: tuple[int, ...] = (64, 64)
-    """widths of the layers over vector observations; frames get the Nature CNN"""
-    activation: Activation = "tanh"
-    normalise_obs: bool = False
-    """show the networks observations less their running mean, by their running deviation"""
-    memory: int = 0
-    """width of an LSTM behind the layers; 0: none"""
-    log_std: float = 0.0
-    """what the spread of a continuous policy begins with, as a logarithm"""
 
     def __post_init__(self) -> None:
-        check(0.0 <= self.discount <= 1.0, f"algorithm.discount must be in [0, 1], got {self.discount}")
+        LearnerPolicyConfig.__post_init__(self)  # slots: super() would mean the class before they were made
         check(0.0 <= self.gae_lambda <= 1.0, f"algorithm.gae_lambda must be in [0, 1], got {self.gae_lambda}")
         check(self.epochs >= 1, f"algorithm.epochs must be >= 1, got {self.epochs}")
         check(self.minibatches >= 1, f"algorithm.minibatches must be >= 1, got {self.minibatches}")
         check(self.clip > 0.0, f"algorithm.clip must be > 0, got {self.clip}")
         check(self.value_clip >= 0.0, f"algorithm.value_clip must be >= 0, got {self.value_clip}")
         check(self.target_kl >= 0.0, f"algorithm.target_kl must be >= 0, got {self.target_kl}")
-        check(self.value_cost >= 0.0, f"algorithm.value_cost must be >= 0, got {self.value_cost}")
-        check(self.entropy_cost >= 0.0, f"algorithm.entropy_cost must be >= 0, got {self.entropy_cost}")
-        check(all(w >= 1 for w in self.hidden), f"algorithm.hidden must be widths >= 1, got {self.hidden}")
-        check(self.memory >= 0, f"algorithm.memory must be >= 0, got {self.memory}")
-        check(abs(self.log_std) <= 20.0, f"algorithm.log_std must be in [-20, 20], got {self.log_std}")
 
 
-class Ppo:
+class Ppo(WithPolicy):
     """How to act, what to minimise, and how often."""
 
+    keeps_mu = True
+    group = "ppo"
+
     def __init__(self, config: PpoConfig) -> None:
+        super().__init__(config)
         self.config = config
 
-    @property
-    def window(self) -> None:
-        """Every unroll is learned from whole."""
-        return None
-
-    def acting(self, spec: Spec) -> Mapping[str, Network]:
-        """The policy; with a memory also the value, whose state at an unroll's start only acting can know."""
-        networks = self.networks(spec)
-        return networks if self.config.memory else {"policy": networks["policy"]}
-
-    def columns(self, spec: Spec) -> Mapping[str, ArraySpec]:
-        """How likely the action was, to which ratios are taken, and what was possible."""
-        return {"log_mu": ArraySpec((), "float32"), **distributions.mask_column(spec)}
-
-    def explore(self, place: Place) -> NDArray[np.float32]:
-        """The policy's own entropy explores, the same in every copy."""
-        return np.zeros(place.num_copies, np.float32)
-
-    def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
-        """Sample the policy, and write down how likely that was."""
-        action = distributions.sample(outputs, rng)
-        log_mu = distributions.log_prob(outputs, action)
-        return Act(action, extras={"log_mu": log_mu, **distributions.mask_in(outputs)})
-
-    def greedy(self, outputs: Outputs) -> Array:
-        """Return the policy's likeliest action."""
-        return distributions.mode(outputs)
-
-    def value(self, outputs: Outputs) -> Array:
-        """Return what the critic expects, where it is among the acting networks."""
-        value: Array = outputs["value"][..., 0]
-        return value
-
-    def priorities(self, windows: Believed) -> Array | None:
-        """Nothing is replayed."""
-        return None
-
     def networks(self, spec: Spec) -> Mapping[str, Network]:
-        """A policy and a value, in one network or in two."""
-        config = self.config
-        memory = Lstm(size=config.memory) if config.memory else None
-        torso = torso_for(spec, config.hidden, config.activation, config.normalise_obs)
-        networks = actor_critic(spec, torso, memory, config.shared, config.log_std)
-        if config.normalise_returns:
+        """A policy and a value, in one network or in two, and what returns are divided by."""
+        networks = dict(super().networks(spec))
+        if self.config.normalise_returns:
             critic = networks[self._critic]
             networks[self._critic] = replace(critic, heads={**critic.heads, "returns": Moments(outputs=1)})
         return networks
-
-    def targets(self) -> Mapping[str, Target]:
-        """Nothing follows anything."""
-        return {}
-
-    def groups(self) -> Mapping[str, Group]:
-        """One loss moves all that there is."""
-        return {"ppo": Group(networks=("policy",) if self.config.shared else ("policy", "value"))}
 
     def losses(self, nets: Nets, batch: Batch, rng: Any) -> Losses:
         """Return the loss over all of a batch at once."""
