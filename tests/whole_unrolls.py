@@ -9,12 +9,12 @@ PRESETS = {"queue": "cartpole-impala", "lockstep": "cartpole-a2c"}
 SMALL: dict[str, Any] = {
     "env": {"copies": 2},
     "actor": {"num": 2, "unroll_length": 5},
-    "evaluator": {"episodes": 4, "copies": 2, "every": 7},
-    "goal": {"total_steps": 800},
-    "checkpoint": {"every": 12},
+    "evaluator": {"episodes": 2, "copies": 2, "every": 10},
+    "goal": {"total_steps": 500},
+    "checkpoint": {"every": 8},
 }
 
 
 def short(topology: str, **over: Any) -> Config[Any]:
-    """Eight hundred steps of CartPole, ten or a few less in each unroll."""
+    """Five hundred steps of CartPole, ten or a few less in each unroll."""
     return load(PRESETS[topology], (), Layer("test", {"runtime": "local", **SMALL, **over}))
