@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.figures import Figures, Share, kinds, total
+from cluster.figures import INFERENCE, Figures, Share, kinds, total
 from cluster.report import EvaluationDone, Outcome, Sample
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -56,6 +56,9 @@ class Board:
         self._row(
             table, f"actors x{counts.get('actor', 0)}", figures.env_steps_per_s, "steps/s", time_of(figures, "actor")
         )
+        if INFERENCE in counts:
+            acting = f"inference x{counts[INFERENCE]}"
+            self._row(table, acting, figures.copies_per_s, "copies/s", inference_line(figures))
         if is_replayed(sample):
             shards = f"replay x{counts.get('replay_server', 0)}"
             self._row(table, shards, figures.windows_per_s, "windows/s", self._replay(sample, figures))
@@ -127,6 +130,12 @@ def time_of(figures: Figures, kind: str) -> str:
     """Say what a kind of role does most, and what it waits for most."""
     nothing = Share(state="", share=0.0)
     return joined(*(share_of(part.get(kind, nothing)) for part in (figures.works, figures.waits)))
+
+
+def inference_line(figures: Figures) -> str:
+    """Say how many copies were acted for at once, and where the time of who acts for them goes."""
+    copies = f"batch p50 {figures.batch_p50:.0f}" if isfinite(figures.batch_p50) else ""
+    return joined(copies, time_of(figures, INFERENCE))
 
 
 def learner_line(figures: Figures) -> str:

@@ -116,8 +116,8 @@ def _plan_replay(config: ReplayRun[Any], spec: Spec, needs: Needs) -> Plan:
     assert algorithm.window is not None, "only windows are replayed"
     rows = replay.shard_rows(needs.row_bytes)
     windows = learner.batch_size * learner.batches_per_request * (learner.requests_ahead + 1)
-    processes = replay.shards + config.actor.num + 3 if config.runtime == "ray" else 1
-    torch = config.actor.num + 2 if needs.acts_by_torch else 1
+    processes = replay.shards + _playing(config) + 3 if config.runtime == "ray" else 1
+    torch = _acting_by_torch(config, needs) + 1
     return Plan(
         shards=replay.shards,
         rows=rows,
@@ -137,14 +137,14 @@ def _plan_unrolls(config: QueueRun[Any] | LockstepRun[Any], needs: Needs) -> Pla
     queued = update
     if isinstance(config, QueueRun):
         queued = config.queue.capacity * _unrolls_bytes(config, needs) // config.actor.num
-    processes = config.actor.num + 3 if config.runtime == "ray" else 1
+    processes = _playing(config) + 3 if config.runtime == "ray" else 1
     return Plan(
         shards=0,
         rows=0,
         row_bytes=needs.row_bytes,
         keeping_bytes=0,
         processes=processes,
-        process_bytes=_process_bytes(config, processes, config.actor.num + 2 if needs.acts_by_torch else 1),
+        process_bytes=_process_bytes(config, processes, _acting_by_torch(config, needs) + 1),
         unroll_bytes=2 * (UNROLLS_PER_ACTOR * _unrolls_bytes(config, needs) + queued),
         sample_bytes=2 * update,  # as a batch, and on its way to one
         param_bytes=needs.param_bytes * (COPIES_IN_LEARNER + COPIES_ELSEWHERE * processes),
@@ -169,6 +169,23 @@ def _plan_gradients(config: GradientsRun[Any], needs: Needs) -> Plan:
         uses_ray=config.runtime == "ray",
         lower="params.slices",
     )
+
+
+WithLearner = ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any]
+
+
+def _playing(config: WithLearner) -> int:
+    """Return how many processes act or step."""
+    return config.actor.num + (config.inference.num if config.inference.placement == "central" else 0)
+
+
+def _acting_by_torch(config: WithLearner, needs: Needs) -> int:
+    """Return how many processes act by torch, the evaluator's included."""
+    inference = config.inference
+    if inference.placement == "local":
+        return config.actor.num + 1 if needs.acts_by_torch else 0
+    by_torch = needs.acts_by_torch or inference.device == "cuda" or inference.threads > 1
+    return inference.num * by_torch + needs.acts_by_torch
 
 
 def _process_bytes(config: Config[Any], processes: int, with_torch: int) -> int:

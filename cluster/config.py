@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_origin
 from actors.config import PlayConfig
 from actors.envs import EnvConfig
 from actors.evaluator import EvaluatorConfig
+from actors.inference_config import InferenceConfig
 from actors.worker import ActorConfig
 from learner.config import LearnerConfig, QueueConfig, QueueLearnerConfig, UnrollLearnerConfig
 from param_server.config import SliceConfig
@@ -79,11 +80,13 @@ class ReplayRun(Config[A]):
     """A run whose learner samples what actors insert into a replay. Checks between its sections stand here."""
 
     actor: ActorConfig = field(default_factory=ActorConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
+        _acted_for(self)
         capacity, shards, batch = self.replay.capacity, self.replay.shards, self.learner.batch_size
         _at_most("learner.batch_size", batch, "replay.capacity", capacity)
         _at_most("replay.min_windows", self.replay.min_windows, "replay.capacity", capacity)
@@ -108,11 +111,13 @@ class QueueRun(Config[A]):
     """A run whose learner takes whole unrolls from a bounded queue, as they come."""
 
     actor: ActorConfig = field(default_factory=ActorConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     learner: QueueLearnerConfig = field(default_factory=QueueLearnerConfig)
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
+        _acted_for(self)
         _at_most("learner.unrolls", self.learner.unrolls, "queue.capacity", self.queue.capacity)
         _at_most("actor.num", self.actor.num, "queue.capacity", self.queue.capacity)  # each has a share of it
 
@@ -121,10 +126,12 @@ class QueueRun(Config[A]):
 class LockstepRun(Config[A]):
     """A run whose learner takes one unroll of its own version from every actor, while all of them wait for the next."""
 
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     learner: UnrollLearnerConfig = field(default_factory=UnrollLearnerConfig)
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
+        _acted_for(self)
         anneals = getattr(self.algorithm, "anneal_clip", False)
         check(
             not anneals or self.learner.anneal_env_steps > 0,
@@ -140,7 +147,7 @@ TREES: dict[Topology, type[Config[Any]]] = {
 }
 """The tree of settings of a run of each topology"""
 
-ORDER = ("env", "algorithm", "actor", "replay", "queue", "learner", "params")
+ORDER = ("env", "algorithm", "actor", "inference", "replay", "queue", "learner", "params")
 """In which sections are written, before all others: along the way of a step"""
 
 
@@ -273,6 +280,17 @@ def _without_name(tables: Sequence[Layer]) -> list[Layer]:
             layer = Layer(layer.origin, {**layer.values, "algorithm": rest})
         stripped.append(layer)
     return stripped
+
+
+def _acted_for(config: "ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any]") -> None:
+    """Check what central inference asks of the actors."""
+    inference, copies = config.inference, config.env.copies
+    if inference.placement == "central":
+        _at_most("inference.num", inference.num, "actor.num", config.actor.num)
+        check(
+            copies % inference.groups == 0,
+            f"inference.groups must divide env.copies = {copies} into groups of one size, got {inference.groups}",
+        )
 
 
 def _at_most(key: str, value: int, limit_key: str, limit: int) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 from cluster.report import Sample
 from starling.metrics import quantile
 
+INFERENCE = "inference"
+"""The kind of role that acts for actors without networks"""
+
 Snapshots = Mapping[str, Mapping[str, Any]]
 
 
@@ -31,6 +34,8 @@ class Figures:
     degraded_shards: int  # that do not answer the learner
     lag_p50: float  # versions
     lag_p95: float
+    copies_per_s: float  # that inference roles acted for
+    batch_p50: float  # copies that they acted for at once
     busy: Mapping[str, float]  # by kind of role: the share of its time in which it neither waits nor idles
     works: Mapping[str, Share]  # what it does most
     waits: Mapping[str, Share]  # what it waits for most
@@ -55,6 +60,7 @@ def figures(before: Sample | None, now: Sample) -> Figures:
     seconds = {kind: _seconds(past, now.roles, kind) for kind in kinds(now.roles)}
     sampled = total(now.roles, "windows_sampled")
     lag = np.maximum(_histogram(now.roles, "lag") - _histogram(past, "lag"), 0)  # a restart begins anew
+    batches = _histogram(now.roles, "batch_copies") - _histogram(past, "batch_copies")
     return Figures(
         env_steps_per_s=_ratio(now.env_steps - (before.env_steps if before else 0), duration),
         updates_per_s=_ratio(now.updates - (before.updates if before else 0), duration),
@@ -63,6 +69,8 @@ def figures(before: Sample | None, now: Sample) -> Figures:
         degraded_shards=total(now.roles, "degraded_shards", "gauges"),
         lag_p50=quantile(lag, 0.5),
         lag_p95=quantile(lag, 0.95),
+        copies_per_s=_ratio(total(now.roles, "copies") - total(past, "copies"), duration),
+        batch_p50=quantile(np.maximum(batches, 0), 0.5),
         busy={kind: _busy(states) for kind, states in seconds.items()},
         works={kind: _largest(states, waiting=False) for kind, states in seconds.items()},
         waits={kind: _largest(states, waiting=True) for kind, states in seconds.items()},

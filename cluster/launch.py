@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.config import GradientsRun, LockstepRun, QueueRun, ReplayRun
+from cluster.figures import INFERENCE
 from cluster.roles import (
     FRESH,
     Start,
     build_actor,
     build_evaluator,
+    build_inference,
     build_learner,
     build_param_server,
     build_shard,
@@ -36,6 +38,24 @@ class Runtime(Protocol):
         """Declare a role with a loop and the roles that it talks to, and return its name."""
 
 
+def actions(
+    runtime: Runtime,
+    config: ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    clock: Clock,
+    start: Start,
+    **params: Sequence[str],
+) -> list[dict[str, Sequence[str]]]:
+    """Say where actors have their actions from, in turn: networks that follow `params`, or roles that have those."""
+    if config.inference.placement == "local":
+        return [params]
+    acts: list[dict[str, Sequence[str]]] = []
+    for index in range(config.inference.num):
+        act = partial(build_inference, config, spec, index, clock, number=start.past.number)
+        acts.append({"inference": [runtime.loop(INFERENCE, index, act, **params)]})
+    return acts
+
+
 def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
     """Actors insert into shards, the learner samples from all of them, and everybody follows the parameters."""
     shards = [
@@ -49,10 +69,12 @@ def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, s
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_learner, config, spec, clock, start=start.only("learner[0]"))
     runtime.loop("learner", 0, learn, source=shards, publisher=[params], params=[params])
+    acts = actions(runtime, config, spec, clock, start, params=[params])
     for actor in range(config.actor.num):
         play = partial(build_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
         own = actor % len(shards)
-        runtime.loop("actor", actor, play, sink=[*shards[own:], *shards[:own]], params=[params])  # its own shard first
+        sink = [*shards[own:], *shards[:own]]  # its own shard first
+        runtime.loop("actor", actor, play, sink=sink, **acts[actor % len(acts)])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])
 
@@ -62,9 +84,10 @@ def queue(runtime: Runtime, config: QueueRun[Any], spec: Spec, clock: Clock, sta
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
     learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])
+    acts = actions(runtime, config, spec, clock, start, newest=[params])
     for actor in range(config.actor.num):
         play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
-        runtime.loop("actor", actor, play, learner=[learner], newest=[params])
+        runtime.loop("actor", actor, play, learner=[learner], **acts[actor % len(acts)])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])
 
@@ -74,9 +97,10 @@ def lockstep(runtime: Runtime, config: LockstepRun[Any], spec: Spec, clock: Cloc
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
     learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])
+    acts = actions(runtime, config, spec, clock, start, newest=[params])
     for actor in range(config.actor.num):
         play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
-        runtime.loop("actor", actor, play, learner=[learner], newest=[params])
+        runtime.loop("actor", actor, play, learner=[learner], **acts[actor % len(acts)])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
     runtime.loop("evaluator", 0, judge, params=[params])
 

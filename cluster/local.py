@@ -4,14 +4,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from actors.envs import measure_spec
+from actors.inference import LocalInference
 from cluster.config import Config
 from cluster.contents import SHARD, News
 from cluster.course import Course
-from cluster.figures import kind_of
+from cluster.figures import INFERENCE, kind_of
 from cluster.inbox import inbox_of
 from cluster.report import Event, Outcome
-from cluster.roles import FRESH, Start, actor_seed
+from cluster.roles import FRESH, Start, actor_seed, inference_seed
 from cluster.snapshots import snapshot_name
 from cluster.topologies import arrangement_of
 from learner.local import LocalInlet
@@ -92,6 +95,8 @@ class LocalRuntime:
                 self.roles[name].restore(state)
         for index, actor in enumerate(self.of("actor")):
             actor.restart(*actor_seed(config, index, number))
+        for index, inference in enumerate(self.of(INFERENCE)):
+            inference.restart(np.random.default_rng(inference_seed(config, index, number)))
 
     def fill(self, shard: int, packed: Array, number: int) -> bool:
         """Give a shard recorded data; its number says nothing where every call is answered."""
@@ -111,6 +116,8 @@ class LocalRuntime:
             return LocalSlices([self.roles[role] for role in roles])
         if argument == "values":
             return LocalValues([self.roles[role] for role in roles])
+        if argument == "inference":
+            return LocalInference(first)
         if argument == "learner":
             return LocalInlet(first.inlet)
         if argument == "sink":

@@ -15,8 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from cluster.figures import kind_of
+from cluster.figures import INFERENCE, kind_of
 from cluster.handles import Peer
+from cluster.inference_process import InferenceProcess
 from cluster.processes import Beat, Buffer, LoopProcess, ParamProcess, ShardProcess, SliceProcess
 from starling.errors import RoleError, RunError
 from starling.metrics import Clock
@@ -28,7 +29,7 @@ STOP_LIMIT_S = 3.0  # for every loop's present step
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
-START_ORDER = ("learner", "actor", "replay_server", "param_server", "evaluator")
+START_ORDER = ("learner", INFERENCE, "actor", "replay_server", "param_server", "evaluator")
 
 INTRODUCED_LATE = "replay_server"
 """A kind whose neighbours hear of an incarnation when it first answers: until then it restores what it is to serve"""
@@ -91,9 +92,10 @@ class Members:
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
         """Declare a role with a loop and the roles that it talks to, and return its name."""
         name = f"{kind}[{index}]"
+        process = InferenceProcess if kind == INFERENCE else LoopProcess
 
         def spawn(generation: int, connected: Mapping[str, list[Peer]]) -> Any:
-            return _remote(LoopProcess).remote(name, build, generation, connected)
+            return _remote(process).remote(name, build, generation, connected)
 
         return self._declare(name, spawn, peers)
 

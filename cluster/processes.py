@@ -16,6 +16,7 @@ import ray
 from cluster import user_folder
 from cluster.contents import News
 from cluster.handles import FETCH_SOON_S, Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.remote_inference import RemoteInference
 from cluster.remote_slices import RemoteSlices, RemoteValues
 from learner.inlet import Inlet
 from param_server.server import ParamServer
@@ -195,7 +196,7 @@ class Teller(Protocol):
         """Return what happened since the last call, for the run folder."""
 
 
-Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues
+Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteSlices | RemoteValues | RemoteInference
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
@@ -206,6 +207,7 @@ NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
     "values": lambda peers, clock, generation: RemoteValues(peers, clock),
+    "inference": lambda peers, clock, generation: RemoteInference(Line(peers[0], clock)),
 }
 """How a role reaches neighbours, by the name of the constructor's argument. Unrolls and gradients say themselves who
 sent them."""
@@ -303,6 +305,10 @@ class LoopProcess:
         if self._inlet is not None:
             self._inlet.wait(WAIT_S)  # for an unroll: nothing that this role asks anybody can let it go on
             return
+        for neighbour in self._neighbours.values():
+            if isinstance(neighbour, RemoteInference) and neighbour.is_awaited():
+                neighbour.wait(WAIT_S)  # at once: every step of a copy waits for such an answer
+                return
         time.sleep(IDLE_S)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
         if flying:

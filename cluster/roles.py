@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from actors.central import CentralRollout
 from actors.envs import make_copies
 from actors.evaluator import Evaluator
+from actors.gathering import Gathering
 from actors.gradients import GradientWorker
+from actors.inference import Inference
 from actors.rollout import Rollout
-from actors.worker import Actor
+from actors.worker import Actor, OwnNetworks, Player
 from cluster.config import Config, GradientsRun, LockstepRun, QueueRun, ReplayRun, algorithm_name
 from cluster.contents import NOTHING_KEPT, Contents, Replay, Tell, shard_states, told
 from cluster.course import Past
+from cluster.figures import INFERENCE
 from learner.lineup import Lineup
 from learner.unroll_queue import UnrollQueue
 from param_server.server import ParamServer
@@ -28,11 +32,12 @@ from starling.metrics import Clock
 from starling.networks.arrays import first_params, layout_of
 from starling.networks.forward import build_forward
 from starling.params import Layout, Params
+from starling.questions import ActionSource
 from starling.spec import Spec
 from starling.state import State, unpack_state
 from starling.types import Algorithm, Array, Columns, ParamSink, ParamSource, Place, ReplaySink, ReplaySource
 
-ACTOR, SHARD, ROUTER, LEARNER, PARAMS = range(5)
+ACTOR, SHARD, ROUTER, LEARNER, PARAMS, ACTING = range(6)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
@@ -135,13 +140,15 @@ def build_actor(
     index: int,
     clock: Clock,
     sink: ReplaySink,
-    params: ParamSource,
+    params: ParamSource | None = None,
+    inference: ActionSource | None = None,
     generation: int = 0,
     start: Start = FRESH,
 ) -> Actor:
     """Return actor number `index` with environment copies of its own."""
-    rollout = _rollout(config, spec, index, start.past.number, generation)
-    return Actor(config.actor, rollout, sink, params, clock, fetch_every=config.actor.fetch_every)
+    number = start.past.number
+    player = _player(config, spec, index, number, generation, params, inference, config.actor.fetch_every)
+    return Actor(config.actor, player, sink, clock)
 
 
 def build_unroll_actor(
@@ -150,15 +157,73 @@ def build_unroll_actor(
     index: int,
     clock: Clock,
     learner: ReplaySink,
-    newest: ParamSource,
+    newest: ParamSource | None = None,
+    inference: ActionSource | None = None,
     generation: int = 0,
     start: Start = FRESH,
 ) -> Actor:
     """Return actor number `index` of those whose unrolls are learned from whole; in lockstep, if they are."""
-    rollout = _rollout(config, spec, index, start.past.number, generation)
-    if isinstance(config, LockstepRun):
-        return Actor(config.actor, rollout, learner, newest, clock, lockstep=True)
-    return Actor(config.actor, rollout, learner, newest, clock, fetch_every=config.actor.fetch_every)
+    every = config.actor.fetch_every if isinstance(config, QueueRun) else 0
+    player = _player(config, spec, index, start.past.number, generation, newest, inference, every)
+    return Actor(config.actor, player, learner, clock)
+
+
+def _player(
+    config: ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    index: int,
+    number: int,
+    generation: int,
+    params: ParamSource | None,
+    inference: ActionSource | None,
+    fetch_every: int,
+) -> Player:
+    """Return what an actor plays by: networks of its own, or those of an inference role."""
+    lockstep = isinstance(config, LockstepRun)
+    if inference is None:
+        assert params is not None, "networks need parameters"
+        return OwnNetworks(_rollout(config, spec, index, number, generation), params, fetch_every, lockstep)
+    size = config.env.copies // config.inference.groups
+    groups = [make_copies(replace(config.env, copies=size)) for _ in range(config.inference.groups)]
+    place = Place(index, config.actor.num, config.env.copies)
+    seed = actor_seed(config, index, number, generation)
+    return CentralRollout(groups, build_algorithm(config), inference, place, *seed, ahead=not lockstep)
+
+
+def build_inference(
+    config: ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any],
+    spec: Spec,
+    index: int,
+    clock: Clock,
+    generation: int = 0,
+    number: int = 0,
+    **params: ParamSource,
+) -> Inference:
+    """Return inference role number `index` after checkpoint `number`, which follows the one source of parameters."""
+    algorithm, settings = build_algorithm(config), config.inference
+    forward = build_forward(algorithm.acting(spec), spec, settings.device)
+    if settings.threads > 1:
+        import torch  # who asks for its threads has it
+
+        torch.set_num_threads(settings.threads)
+    (source,) = params.values()
+    return Inference(
+        f"{INFERENCE}[{index}]",
+        algorithm,
+        spec,
+        forward,
+        source,
+        config.actor.num,
+        config.env.copies,
+        np.random.default_rng(inference_seed(config, index, number, generation)),
+        clock,
+        Gathering(settings.deadline_s, settings.max_copies),
+    )
+
+
+def inference_seed(config: Config[Any], index: int, number: int, generation: int = 0) -> np.random.SeedSequence:
+    """Return with which seed an inference role begins after checkpoint `number`."""
+    return seed_of(config, ACTING, index, (number << 16) + generation)
 
 
 def _rollout(config: Config[Any], spec: Spec, index: int, number: int, generation: int) -> Rollout:

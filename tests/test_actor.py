@@ -6,7 +6,7 @@ from actors import worker
 from actors.config import PlayConfig
 from actors.copies import Copies
 from actors.envs import EnvConfig, make_copies
-from actors.worker import Actor, ActorConfig
+from actors.worker import Actor, ActorConfig, OwnNetworks
 from starling.errors import ConfigError
 from starling.params import Params
 from starling.types import Unroll
@@ -55,8 +55,8 @@ class Ticking:
 
 def actor_with(source: Source, sink: Sink, fetch_every: int = 0, lockstep: bool = False) -> Actor:
     rollout = rollout_of(make_copies(EnvConfig(id="counting", copies=3), Counting), Window(length=2))
-    config = PlayConfig(unroll_length=4)
-    return Actor(config, rollout, sink, source, Ticking(), fetch_every=fetch_every, lockstep=lockstep)
+    player = OwnNetworks(rollout, source, fetch_every, lockstep)
+    return Actor(PlayConfig(unroll_length=4), player, sink, Ticking())
 
 
 def test_an_actor_waits_for_the_first_parameters() -> None:
@@ -183,7 +183,7 @@ def test_autoreset_rows_are_not_counted_as_steps() -> None:
     vector = CountingVector(3, [11, 22, 33], AutoresetMode.NEXT_STEP)
     sink = Sink()
     rollout = rollout_of(Copies(vector, EnvConfig(id="counting", copies=3)), Window())
-    actor = Actor(PlayConfig(unroll_length=20), rollout, sink, Source(version=1), Ticking())
+    actor = Actor(PlayConfig(unroll_length=20), OwnNetworks(rollout, Source(version=1)), sink, Ticking())
 
     progress = actor.step()
 

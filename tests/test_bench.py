@@ -47,6 +47,7 @@ EXPECTED = {
         "params.push_per_s.mlp",
         "params.push_per_s.cnn",
     ],
+    "inference": ["inference.steps_per_s.gridworld", "inference.answers_per_s.gridworld"],
     "train": ["train.gridworld.env_steps_per_s", "train.gridworld.updates_per_s", "start.seconds"],
 }
 IN_ONE_PROCESS = ("actors", "learner")

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from cluster.budget import Plan, available_bytes, free_shm, plan_memory, refuse_what_does_not_fit, window_bytes
+from cluster.budget import (
+    ROLE_BYTES,
+    TORCH_BYTES,
+    Plan,
+    available_bytes,
+    free_shm,
+    plan_memory,
+    refuse_what_does_not_fit,
+    window_bytes,
+)
 from cluster.config import Config, load
 from cluster.ray_node import OBJECT_STORE_BYTES
 from replay_server.storage import columns_of, row_bytes
@@ -109,6 +118,16 @@ def test_a_local_run_is_one_process() -> None:
 
     assert local.processes == 1
     assert local.total_bytes < ray.total_bytes / 2
+
+
+@pytest.mark.parametrize(("device", "torch"), [("auto", 0), ("cuda", 2)])
+def test_those_who_act_for_actors_are_in_the_plan(device: str, torch: int) -> None:
+    acting = {"placement": "central", "num": 2, "device": device}
+    own, others = settings(actor={"num": 4}), settings(actor={"num": 4}, inference=acting)
+    local, central = plan_memory(own, CARTPOLE), plan_memory(others, CARTPOLE)
+
+    assert central.processes == local.processes + 2
+    assert central.process_bytes - local.process_bytes == 2 * ROLE_BYTES + torch * TORCH_BYTES
 
 
 def test_a_local_run_needs_no_object_store() -> None:

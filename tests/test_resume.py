@@ -123,6 +123,20 @@ def test_a_resumed_run_ends_with_the_very_bits_of_the_undisturbed_one(kind: str,
     assert again == whole
 
 
+def test_a_run_whose_actors_have_no_networks_is_resumed_to_the_very_bits_too(tmp_path: Path) -> None:
+    config = small(inference__placement='"central"', inference__num=2)
+    whole = run_local(config, lambda event: None, clock=no_clock)
+
+    keep(run_until(60, config, tmp_path / "kept" / "a"), tmp_path / "a", config)
+    (tmp_path / "kept" / "a" / "replay").rename(tmp_path / "a" / "replay")
+    start, _ = resumed(Run(tmp_path / "a"), config)
+    again = run_local(config, lambda event: None, clock=no_clock, start=start)
+
+    assert start.past.updates > 0
+    assert again == whole
+    assert whole.params_sha256 != run_local(small(), lambda event: None, clock=no_clock).params_sha256
+
+
 def test_checkpoints_fall_on_counts_of_updates() -> None:
     events: list[Event] = []
     run_local(small(checkpoint__every=20), events.append, clock=no_clock)

@@ -139,6 +139,23 @@ def test_the_live_table_has_a_line_for_each_kind_of_role_and_the_return() -> Non
     assert "─ slowest: learner (busy 90%) ─" in text
 
 
+def test_those_who_act_for_actors_have_a_line_of_their_own() -> None:
+    def with_inference(elapsed_s: float) -> Sample:
+        acting = snapshot(
+            {"acting": 0.3 * elapsed_s, "waiting_observations": 0.7 * elapsed_s}, copies=int(800 * elapsed_s)
+        )
+        acting["histograms"] = {"batch_copies": [0, 0, 0, 0, 0, int(100 * elapsed_s)]}
+        now = sample(elapsed_s)
+        return replace(now, roles={**now.roles, "inference[0]": acting})
+
+    text = shown("live", [with_inference(1.0), with_inference(2.0)], terminal=True)
+
+    assert "inference x1" in text
+    assert "800 copies/s" in text
+    assert "batch p50 16 · acting 30% · waiting observations 70%" in text
+    assert "inference" not in shown("live", [sample(1.0), sample(2.0)], terminal=True)
+
+
 def test_shards_that_do_not_answer_are_shown_only_then() -> None:
     now = sample(1.0)
     degraded = {**now.roles["learner[0]"]["gauges"], "degraded_shards": 1.0}

@@ -155,8 +155,8 @@ def test_settings_that_make_no_sense_together_are_refused(topology: str, over: d
 @pytest.mark.parametrize(
     ("topology", "flag", "sections"),
     [
-        ("queue", "replay.shards", "env, algorithm, actor, queue, learner, evaluator, goal, checkpoint"),
-        ("lockstep", "queue.capacity", "env, algorithm, actor, learner, evaluator, goal, checkpoint"),
+        ("queue", "replay.shards", "env, algorithm, actor, inference, queue, learner, evaluator, goal, checkpoint"),
+        ("lockstep", "queue.capacity", "env, algorithm, actor, inference, learner, evaluator, goal, checkpoint"),
     ],
 )
 def test_a_section_of_another_topology_is_refused_by_name(topology: str, flag: str, sections: str) -> None:

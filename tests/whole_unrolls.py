@@ -9,6 +9,7 @@ PRESETS = {"queue": "cartpole-impala", "lockstep": "cartpole-a2c"}
 SMALL: dict[str, Any] = {
     "env": {"copies": 2},
     "actor": {"num": 2, "unroll_length": 5},
+    "inference": {"placement": "local"},
     "evaluator": {"episodes": 2, "copies": 2, "every": 10},
     "goal": {"total_steps": 500},
     "checkpoint": {"every": 8},

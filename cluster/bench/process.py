@@ -35,6 +35,7 @@ BENCHES = {
     "learner": Bench("cluster.bench.learner", WITH_A_LEARNER),
     "replay": Bench("cluster.bench.replay", (ReplayRun,)),
     "queue": Bench("cluster.bench.queue", (QueueRun,)),
+    "inference": Bench("cluster.bench.inference", (ReplayRun, QueueRun)),
     "params": Bench("cluster.bench.params", (*WITH_A_LEARNER, GradientsRun)),
     "train": Bench("cluster.bench.train", WITH_A_LEARNER),
 }

@@ -1,7 +1,7 @@
 """How an actor runs its networks: one small interface, numpy behind it for MLPs and torch for frames."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from starling.networks.numpy_forward import NumpyForward
 from starling.params import Params
 from starling.spec import Spec
 from starling.types import Array, Columns, Outputs
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Forward(Protocol):
@@ -50,10 +52,13 @@ class Recall:
         }
 
 
-def build_forward(networks: Mapping[str, Network], spec: Spec) -> Forward:
-    """Return the quickest forward pass for these networks; torch is imported only if one is no MLP."""
-    if all(isinstance(network.torso, Mlp) for network in networks.values()):
+def build_forward(networks: Mapping[str, Network], spec: Spec, device: Device = "cpu") -> Forward:
+    """Return the quickest forward pass for these networks; torch is imported only if one is no MLP, or for cuda.
+
+    `auto` is cuda for what needs torch, where there is one.
+    """
+    if device != "cuda" and all(isinstance(network.torso, Mlp) for network in networks.values()):
         return NumpyForward(networks, spec)
     from starling.networks.torch_forward import TorchForward  # an actor with an MLP must not pay for torch
 
-    return TorchForward(networks, spec)
+    return TorchForward(networks, spec, device)

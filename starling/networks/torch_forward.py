@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from starling.networks.description import Network
+from starling.networks.forward import Device
 from starling.networks.modules import RecurrentModule, build_modules
 from starling.params import Params
 from starling.spec import Spec
@@ -12,10 +13,12 @@ from starling.types import Array, Columns
 
 
 class TorchForward:
-    """Torch modules on the CPU; `load` copies the parameters into them."""
+    """Torch modules on a device; `load` copies the parameters into them, and what goes in and out is numpy."""
 
-    def __init__(self, networks: Mapping[str, Network], spec: Spec) -> None:
-        self._modules = build_modules(networks, spec)
+    def __init__(self, networks: Mapping[str, Network], spec: Spec, device: Device = "cpu") -> None:
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._device = torch.device(chosen)
+        self._modules = {name: module.to(self._device) for name, module in build_modules(networks, spec).items()}
         named = [(f"{n}.{p}", t) for n, m in self._modules.items() for p, t in m.named_parameters()]
         self._tensors = dict(named)
 
@@ -35,12 +38,12 @@ class TorchForward:
         outputs: dict[str, Array] = {}
         after: Columns = {}
         with torch.inference_mode():
-            inputs = torch.tensor(obs)
+            inputs = torch.tensor(obs, device=self._device)
             for name, module in self._modules.items():
                 if isinstance(module, RecurrentModule):
-                    heads, states = module(inputs[None], torch.tensor(state[name]))
-                    after[name] = states[0].numpy()
-                    outputs |= {head: output[0].numpy() for head, output in heads.items()}
+                    heads, states = module(inputs[None], torch.tensor(state[name], device=self._device))
+                    after[name] = states[0].cpu().numpy()
+                    outputs |= {head: output[0].cpu().numpy() for head, output in heads.items()}
                 else:
-                    outputs |= {head: output.numpy() for head, output in module(inputs).items()}
+                    outputs |= {head: output.cpu().numpy() for head, output in module(inputs).items()}
         return outputs, after

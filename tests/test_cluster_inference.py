@@ -1,0 +1,48 @@
+"""Real runs whose actors have no networks: each topology learns, and the loss of who acts or plays is survived."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import TrainingRun, alive, kill
+
+pytestmark = pytest.mark.cluster
+
+CENTRAL = ("--inference.placement", "central", "--seed", "1")
+QUICKLY = ("--evaluator.episodes", "10", "--evaluator.copies", "10", "--evaluator.every", "5")
+NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
+LEARNED = 45.0  # an untrained policy gets 9 to 25
+
+
+@pytest.mark.parametrize("preset", ["cartpole", "cartpole-impala", "cartpole-a2c"])
+def test_a_run_of_each_topology_learns_from_what_others_acted(preset: str, tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *CENTRAL, *QUICKLY, "--goal.return-mean", str(LEARNED), preset=preset) as run:
+        run.until(lambda: bool(run.events("began")), "the first step")
+        marks = run.marks()
+
+        code = run.end()
+
+        assert code == 0, run.stderr.read_text()
+        assert run.roles()["inference[0]"]["counts"]["copies"] > 0
+        assert run.events("lost") == []
+        assert alive(marks) == []
+
+
+def test_a_run_goes_on_when_who_acts_for_actors_dies_and_when_they_do(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *CENTRAL, *NEVER, *QUICKLY, preset="cartpole-a2c") as run:
+        run.until(lambda: run.updates() > 5, "the first updates")
+        for role in ("inference[0]", "actor[1]", "inference[0]"):
+            before, times = run.updates(), len(_recovered(run))
+            kill(run.pid(role))
+            run.until(lambda times=times: len(_recovered(run)) > times, f"{role} recovered")
+            run.until(lambda before=before: run.updates() > before + 5, f"updates after {role} died")
+
+        run.interrupt()
+        assert run.end() == 130
+        assert [event["role"] for event in run.events("lost")] == ["inference[0]", "actor[1]", "inference[0]"]
+        assert all(event["seconds"] < 30.0 for event in _recovered(run))
+        print([(event["role"], event["seconds"]) for event in _recovered(run)])
+
+
+def _recovered(run: TrainingRun) -> list[dict[str, float]]:
+    return run.events("recovered")
