@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from starling import distributions
 from starling.errors import check
+from starling.losses import share_of
 from starling.networks import Lstm, Network
 from starling.networks.description import Activation
 from starling.networks.design import actor_critic, torso_for
@@ -131,7 +132,7 @@ class Impala:
         error = targets - value[:-1]
         parts = {"policy": -log_pi * advantages, "value": 0.5 * error * error, "entropy": undecided}
         loss = parts["policy"] + config.value_cost * parts["value"] - config.entropy_cost * parts["entropy"]
-        share = batch.valid / batch.valid.sum().clip(min=1)  # of each step in the mean over all
+        share = share_of(batch.valid)
         told = {**parts, "rho": ratio, "clipped": ratio > config.rho_bar}
         metrics = {name: (each.detach() * share).sum() for name, each in told.items()}
         return Losses(groups={"impala": (loss * share).sum()}, metrics=metrics)
