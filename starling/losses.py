@@ -18,7 +18,12 @@ def masked_mean(x: Any, valid: Any) -> Any:
     return (x * valid).sum() / valid.sum().clip(min=1)
 
 
-def normalised(x: Any, valid: Any) -> Any:
-    """Return x less its mean over the valid entries, by their standard deviation."""
-    off = x - masked_mean(x, valid)
-    return off / (masked_mean(off * off, valid) ** 0.5 + 1e-8)
+def share_of(valid: Any) -> Any:
+    """Return the part of each entry in the mean over those that are valid: `(x * share).sum()` is that mean."""
+    return valid / valid.sum().clip(min=1)
+
+
+def normalised(x: Any, share: Any) -> Any:
+    """Return x less its mean, by its standard deviation; both are over the entries that have a share."""
+    off = x - (x * share).sum()
+    return off / ((off * off * share).sum() ** 0.5 + 1e-8)

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from starling import distributions
 from starling.algorithms.policies import LearnerPolicyConfig, WithPolicy
 from starling.errors import check
-from starling.losses import masked_mean, normalised
+from starling.losses import normalised, share_of
 from starling.networks import Network
 from starling.returns import in_numpy, lambda_returns, returns_to_go, whole_returns
 from starling.sight import Sight, see, successors
@@ -109,19 +109,18 @@ class ActorCritic(WithPolicy):
         config = self.config
         policy = see(nets, "policy", batch, ends=config.shared)
         goal, error = self._judge(nets, batch, policy)
+        share = share_of(batch.valid)
         if config.normalise_advantages:
-            goal = normalised(goal, batch.valid)
+            goal = normalised(goal, share)
         decided = {head: output[:-1] for head, output in policy.rows.items()} | distributions.mask_in(batch.extras)
         log_pi, undecided = distributions.judge(decided, batch.action)  # [T, B]
-        parts = {
-            "policy": -masked_mean(log_pi * goal, batch.valid),
-            "entropy": masked_mean(undecided, batch.valid),
-        }
-        total = parts["policy"] - config.entropy_cost * parts["entropy"]
+        parts = {"policy": -log_pi * goal, "entropy": undecided}
+        loss = parts["policy"] - config.entropy_cost * undecided
         if error is not None:
-            parts["value"] = masked_mean(0.5 * error * error, batch.valid)
-            total = total + config.value_cost * parts["value"]
-        return Losses(groups={"actor_critic": total}, metrics={name: part.detach() for name, part in parts.items()})
+            parts["value"] = 0.5 * error * error
+            loss = loss + config.value_cost * parts["value"]
+        metrics = {name: (part.detach() * share).sum() for name, part in parts.items()}
+        return Losses(groups={"actor_critic": (loss * share).sum()}, metrics=metrics)
 
     def _judge(self, nets: Nets, batch: Batch, policy: Sight) -> tuple[Any, Any]:
         """Return how well each step turned out, `[T, B]` without a graph, and the value's error, with one."""

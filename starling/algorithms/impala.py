@@ -7,6 +7,7 @@ from typing import Any
 from starling import distributions
 from starling.algorithms.policies import LearnerPolicyConfig, WithPolicy
 from starling.errors import check
+from starling.losses import share_of
 from starling.returns import Corrected, in_numpy, vtrace
 from starling.sight import see, successors
 from starling.types import Batch, Losses, Nets
@@ -57,7 +58,7 @@ class Impala(WithPolicy):
         error = targets - value[:-1]
         parts = {"policy": -log_pi * advantages, "value": 0.5 * error * error, "entropy": undecided}
         loss = parts["policy"] + config.value_cost * parts["value"] - config.entropy_cost * parts["entropy"]
-        share = batch.valid / batch.valid.sum().clip(min=1)  # of each step in the mean over all
+        share = share_of(batch.valid)
         told = {**parts, "rho": ratio, "clipped": ratio > config.rho_bar}
         metrics = {name: (each.detach() * share).sum() for name, each in told.items()}
         return Losses(groups={"impala": (loss * share).sum()}, metrics=metrics)

@@ -7,12 +7,12 @@ numpy, the loss that of pi in torch, both in float32.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starling import distributions
 from starling.algorithms.policies import LearnerPolicyConfig, WithPolicy
 from starling.errors import check
-from starling.losses import masked_mean, normalised
+from starling.losses import normalised, share_of
 from starling.networks import Moments, Network
 from starling.returns import in_numpy, lambda_returns
 from starling.sight import see, successors
@@ -78,7 +78,7 @@ class Ppo(WithPolicy):
         """Return the loss over all of a batch at once."""
         minibatches, _ = self._minibatches(nets, batch)
         (part,) = minibatches.deal(1, rng)
-        return self._losses(nets, part, batch.progress)
+        return self._judged(nets, part, batch.progress).losses()
 
     def update(self, nets: Nets, optimizers: Optimizing, batch: Batch, rng: Any) -> Losses | None:
         """Step the optimizer for each part of each epoch; `minibatches` among the metrics says how often."""
@@ -86,14 +86,14 @@ class Ppo(WithPolicy):
         minibatches, returns = self._minibatches(nets, batch)
         last, steps = None, 0
         for part in (part for _ in range(config.epochs) for part in minibatches.deal(config.minibatches, rng)):
-            losses = self._losses(nets, part, batch.progress)
-            if 0.0 < config.target_kl < losses.metrics["kl"]:
+            judged = self._judged(nets, part, batch.progress)
+            if 0.0 < config.target_kl < judged.mean(judged.distance):
                 break
-            if optimizers.step(losses.groups):
-                last, steps = losses, steps + 1
+            if optimizers.step({"ppo": judged.loss}):
+                last, steps = judged, steps + 1
         if config.normalise_returns:  # not before: the values would be read in other units than they were learned in
             nets.observe(self._critic, "returns", returns[batch.valid][:, None])
-        return last and replace(last, metrics={**last.metrics, "minibatches": steps})
+        return last and last.losses(minibatches=steps)
 
     @property
     def _critic(self) -> str:
@@ -123,32 +123,49 @@ class Ppo(WithPolicy):
         computed = {"advantage": target - value[:-1], "target": target, "value": value[:-1]}
         return Minibatches(batch, computed), returns
 
-    def _losses(self, nets: Nets, part: "Part", progress: float) -> Losses:
+    def _judged(self, nets: Nets, part: "Part", progress: float) -> "Judged":
         config = self.config
         policy = {**_outputs(nets, "policy", part), **distributions.mask_in(part.extras)}
         critic = policy if config.shared else _outputs(nets, "value", part)
+        share = share_of(part.valid)
         advantage = part.extras["advantage"]
         if config.normalise_advantages:
-            advantage = normalised(advantage, part.valid)
+            advantage = normalised(advantage, share)
         log_pi, undecided = distributions.judge(policy, part.action)
         log_ratio = log_pi - part.extras["log_mu"]
         ratio = log_ratio.exp()
         clip = config.clip * (1.0 - progress) if config.anneal_clip else config.clip
-        gain = clipped_gain(ratio, advantage, clip)
         error = clipped_error(
             critic["value"].squeeze(-1), part.extras["value"], part.extras["target"], config.value_clip
         )
-        parts = {
-            "policy": -masked_mean(gain, part.valid),
-            "value": masked_mean(0.5 * error, part.valid),
-            "entropy": masked_mean(undecided, part.valid),
-        }
-        total = parts["policy"] + config.value_cost * parts["value"] - config.entropy_cost * parts["entropy"]
-        off = {
-            "kl": masked_mean(ratio.detach() - 1.0 - log_ratio.detach(), part.valid),  # of pi from mu, never negative
-            "clipped": masked_mean(((ratio.detach() - 1.0).abs() > clip).to(ratio.dtype), part.valid),
-        }
-        return Losses(groups={"ppo": total}, metrics={name: part.detach() for name, part in (parts | off).items()})
+        parts = {"policy": -clipped_gain(ratio, advantage, clip), "value": 0.5 * error, "entropy": undecided}
+        loss = parts["policy"] + config.value_cost * parts["value"] - config.entropy_cost * undecided
+        return Judged((loss * share).sum(), parts, share, ratio.detach(), log_ratio.detach(), clip)
+
+
+class Judged(NamedTuple):
+    """The loss of a part, and of what it is made; figures are computed only where somebody wants them."""
+
+    loss: Any
+    parts: Mapping[str, Any]  # of each step, by name
+    share: Any  # of each step in a mean
+    ratio: Any
+    log_ratio: Any
+    clip: float
+
+    @property
+    def distance(self) -> Any:
+        """Of each step: its mean is how far pi is from mu, and no step's is negative."""
+        return self.ratio - 1.0 - self.log_ratio
+
+    def mean(self, of_steps: Any) -> Any:
+        """Return a mean over steps."""
+        return (of_steps.detach() * self.share).sum()
+
+    def losses(self, **more: Any) -> Losses:
+        """Return the loss with its figures."""
+        told = {**self.parts, "kl": self.distance, "clipped": (self.ratio - 1.0).abs() > self.clip}
+        return Losses(groups={"ppo": self.loss}, metrics={name: self.mean(each) for name, each in told.items()} | more)
 
 
 def clipped_gain(ratio: Any, advantage: Any, clip: float) -> Any:

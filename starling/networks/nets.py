@@ -32,6 +32,10 @@ class LearnerNets:
         device: torch.device,
     ) -> None:
         self._modules = {name: m.to(device) for name, m in build_modules(networks, spec, generator).items()}
+        self._leaves = {  # looked up once: a module's own search takes as long as a small layer
+            name: [parameter for parameter in module.parameters() if parameter.requires_grad]
+            for name, module in self._modules.items()
+        }
         self.layout = Layout(
             tuple((f"{n}.{p}", tuple(t.shape)) for n, m in self._modules.items() for p, t in m.named_parameters())
         )
@@ -62,8 +66,7 @@ class LearnerNets:
 
     def parameters(self, *names: str) -> list[nn.Parameter]:
         """Return the leaves that a backward pass to these networks fills."""
-        every = [parameter for name in names for parameter in self._modules[name].parameters()]
-        return [parameter for parameter in every if parameter.requires_grad]
+        return [parameter for name in names for parameter in self._leaves[name]]
 
     def observe(self, name: str, head: str, values: Tensor) -> None:
         """Merge rows of values, `[..., outputs]`, into the running moments of a head."""
