@@ -65,8 +65,20 @@ def sample(outputs: Outputs, rng: np.random.Generator) -> Array:
         noise = rng.standard_normal(mean.shape, np.float32)
         drawn: Array = mean + np.exp(outputs["log_std"]) * noise
         return drawn
-    parts = [_draw(logits, rng) for logits in _parts(outputs)]
+    parts = [_draw(logits, rng)[0] for logits in _parts(outputs)]
     return parts[0] if "logits" in outputs else np.stack(parts, -1)
+
+
+def sample_judged(outputs: Outputs, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return what `sample` draws, and its `log_prob`: where there are logits, for the price of drawing."""
+    if "mean" in outputs:
+        drawn = sample(outputs, rng)
+        return drawn, log_prob(outputs, drawn)
+    parts = [_draw(logits, rng) for logits in _parts(outputs)]
+    rows = np.arange(len(parts[0][0]))
+    log_probs = sum(shifted[rows, drawn] - np.log(total) for drawn, shifted, total in parts)
+    action = parts[0][0] if "logits" in outputs else np.stack([drawn for drawn, _, _ in parts], -1)
+    return action, np.asarray(log_probs, np.float32)
 
 
 def mode(outputs: Outputs) -> Array:
@@ -132,12 +144,14 @@ def _only(logits: Any, mask: Any) -> Any:
     return np.where(mask, logits, -np.inf) if isinstance(logits, np.ndarray) else logits.masked_fill(~mask, -inf)
 
 
-def _draw(logits: Array, rng: np.random.Generator) -> Array:
+def _draw(logits: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Return an action for each of `[E, A]`, the logits less the largest, and the sum of their exponentials."""
     # by the inverse of the cumulative distribution: one random number for each copy, however many actions there are;
     # float64 and "<=", so that what has no probability is never drawn
-    reached = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64)).cumsum(-1)
+    shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
+    reached = np.exp(shifted).cumsum(-1)
     drawn: Array = (reached <= rng.random((len(logits), 1)) * reached[:, -1:]).sum(-1)
-    return drawn
+    return drawn, shifted, reached[:, -1]
 
 
 def _undecided(log_probs: Any) -> Any:

@@ -1,5 +1,7 @@
 """Whether the algorithms that learn from whole unrolls learn at all, with nothing between acting and learning."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from actors.copies import EnvConfig
 from learner.config import OptimizerConfig
 from starling.algorithms.a3c import A3c, A3cConfig
 from starling.algorithms.async_q import AsyncQ, AsyncQConfig
+from starling.algorithms.impala import Impala, ImpalaConfig
 from starling.gridworld import FREE, NUM_CELLS, draw_policy, optimal
 from starling.networks.forward import build_forward
 from starling.types import Array
@@ -85,6 +88,17 @@ def test_a3c_solves_cartpole(shared: bool, memory: int) -> None:
     alone = Alone(algorithm, CARTPOLE, 16, OptimizerConfig(learning_rate=1e-3, clip_norm=0.5), seed=1)
 
     assert alone.learn_until(475.0, updates=1000) >= 475.0
+
+
+@pytest.mark.learns
+@pytest.mark.parametrize(("shared", "memory"), [(True, 0), (False, 0), (True, 32)])
+def test_impala_solves_cartpole(shared: bool, memory: int) -> None:
+    algorithm = Impala(ImpalaConfig(shared=shared, memory=memory))
+    alone = Alone(
+        algorithm, replace(CARTPOLE, copies=64), 20, OptimizerConfig(learning_rate=2e-3, clip_norm=1.0), seed=1
+    )
+
+    assert alone.learn_until(475.0, updates=500, every=50) >= 475.0
 
 
 @pytest.mark.learns

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from starling.distributions import entropy, judge, log_prob, mode, policy_heads, sample
+from starling.distributions import entropy, judge, log_prob, mode, policy_heads, sample, sample_judged
 from starling.networks import Linear, Lone
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Columns
@@ -122,6 +122,23 @@ def test_both_judgements_at_once_are_those_of_each_alone(kind: str) -> None:
 
     np.testing.assert_array_equal(log_probs, log_prob(outputs, action))
     np.testing.assert_array_equal(undecided, entropy(outputs))
+
+
+@pytest.mark.parametrize("kind", ["one", "masked", "several", "box"])
+def test_what_is_drawn_comes_with_its_own_probability(kind: str) -> None:
+    logits, mean = RNG.normal(size=(200, 5)).astype(np.float32) * 3, RNG.normal(size=(200, 2)).astype(np.float32)
+    outputs = {
+        "one": {"logits": logits},
+        "masked": {"logits": logits, "mask": RNG.random((200, 5)) < 0.5 + np.eye(5)[0]},
+        "several": {"logits_0": logits[:, :2], "logits_1": logits[:, 2:]},
+        "box": {"mean": mean, "log_std": mean / 5},
+    }[kind]
+
+    action, log_probs = sample_judged(outputs, np.random.default_rng(4))
+
+    np.testing.assert_array_equal(action, sample(outputs, np.random.default_rng(4)))
+    np.testing.assert_allclose(log_probs, log_prob(outputs, action), rtol=1e-4, atol=1e-5)
+    assert log_probs.dtype == np.float32
 
 
 def test_time_may_stand_before_the_copies() -> None:

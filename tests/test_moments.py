@@ -151,7 +151,8 @@ def test_no_optimizer_moves_moments_and_no_norm_counts_them(kind: Any) -> None:
 
     for updates in range(5):
         outputs = nets["one"](torch.tensor(ROWS[:50]))
-        assert optimizers.step({"loss": (outputs["q"] * outputs["scale"][:, :1]).square().mean()}, updates)
+        optimizers.begin(updates, 1.0)
+        assert optimizers.step({"loss": (outputs["q"] * outputs["scale"][:, :1]).square().mean()})
 
     after = {**statistics(nets), "std": statistics(nets, "heads.scale")["var"]}
     for name, array in before.items():

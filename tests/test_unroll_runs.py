@@ -62,6 +62,7 @@ def test_a_seed_repeats_a_run_bit_by_bit_and_another_is_another_run(topology: st
     ("topology", "over"),
     [
         ("queue", {}),
+        ("queue", {"algorithm": {"normalise_obs": True, "memory": 4}}),
         ("queue", {"queue": {"uses": 2, "capacity": 4, "max_lag": 3}, "learner": {"unrolls": 2}}),
         ("lockstep", {"learner": {"anneal_env_steps": 400}}),
     ],

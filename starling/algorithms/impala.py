@@ -86,8 +86,7 @@ class Impala:
 
     def act(self, outputs: Outputs, explore: NDArray[np.float32], rng: np.random.Generator) -> Act:
         """Sample the policy, and keep how likely the action was; it judges nothing."""
-        action = distributions.sample(outputs, rng)
-        log_mu = distributions.log_prob(outputs, action)
+        action, log_mu = distributions.sample_judged(outputs, rng)
         return Act(action, extras={"log_mu": log_mu, **distributions.mask_in(outputs)})
 
     def greedy(self, outputs: Outputs) -> Array:
