@@ -9,6 +9,7 @@ PRESETS = {"queue": "cartpole-impala", "lockstep": "cartpole-a2c"}
 SMALL: dict[str, Any] = {
     "env": {"copies": 2},
     "actor": {"num": 2, "unroll_length": 5},
+    "inference": {"placement": "local"},
     "evaluator": {"episodes": 4, "copies": 2, "every": 7},
     "goal": {"total_steps": 800},
     "checkpoint": {"every": 12},
