@@ -75,6 +75,27 @@ def vtrace(
     return Corrected(value + off, ratio.clip(max=pg_rho_bar) * (reward + discount * ahead - value))
 
 
+def returns_to_go(reward: Any, cut: Any, discount: float) -> Any:
+    """Return what each step and those after it earned, `[T, E]`, up to a `cut` or the last row.
+
+    That is the lambda-return with lambda 1 of a value that is 0 everywhere.
+    """
+    nothing = 0.0 * reward
+    return lambda_returns(reward, nothing, nothing + discount, cut, 1.0)
+
+
+def whole_returns(reward: Any, cut: Any, first: Any, discount: float) -> Any:
+    """Return for each step, `[T, E]`, what its whole episode earned in these rows.
+
+    `first` is True where an episode begins; one that is under way at the first row counts from there.
+    """
+    assert first.shape == reward.shape, "first must be [T, E] as reward is"
+    returns = returns_to_go(reward, cut, discount)
+    for t in range(1, len(returns)):
+        returns[t] = returns[t] * first[t] + returns[t - 1] * ~first[t]
+    return returns
+
+
 def in_numpy(function: Callable[..., Any], *tensors: Any, **settings: Any) -> Any:
     """Return a function's returns of tensors by way of numpy: small steps through time cost torch four times as much.
 
@@ -95,24 +116,3 @@ def _from_behind(own: Any, carry: Any) -> Any:
 def _require_alike(**arrays: Any) -> None:
     shapes = {x.shape for x in arrays.values()}
     assert len(shapes) == 1, f"{', '.join(arrays)} must be [T, E] alike, got {shapes}"
-
-
-def returns_to_go(reward: Any, discount: float, cut: Any) -> Any:
-    """Return what each step and those after it earned, `[T, E]`, up to a `cut` or the last row.
-
-    That is the lambda-return with lambda 1 of a value that is 0 everywhere.
-    """
-    nothing = 0.0 * reward
-    return lambda_returns(reward, nothing, nothing + discount, cut, 1.0)
-
-
-def whole_returns(reward: Any, discount: float, cut: Any, first: Any) -> Any:
-    """Return for each step, `[T, E]`, what its whole episode earned in these rows.
-
-    `first` is True where an episode begins; one that is under way at the first row counts from there.
-    """
-    assert first.shape == reward.shape, "first must be [T, E] as reward is"
-    returns = returns_to_go(reward, discount, cut)
-    for t in range(1, len(returns)):
-        returns[t] = returns[t] * first[t] + returns[t - 1] * ~first[t]
-    return returns

@@ -31,32 +31,45 @@ def test_a_run_learns_and_leaves_no_process(topology: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("topology", list(PRESETS))
-def test_a_run_goes_on_whoever_dies_and_is_resumed(topology: str, tmp_path: Path) -> None:
-    preset = PRESETS[topology]
-    with TrainingRun(tmp_path, *NEVER, *OFTEN, *TWO, preset=preset) as run:
+def test_a_run_goes_on_whoever_dies(topology: str, tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER, *OFTEN, *TWO, preset=PRESETS[topology]) as run:
         run.until(lambda: run.updates() > 20, "the first updates")
-        for roles in (["actor[1]"], ["learner[0]"], ["actor[0]", "learner[0]"]):
+        for roles in (["actor[1]"], ["actor[0]", "learner[0]"]):
             before = run.updates()
-            for role in [run.pid(role) for role in roles]:
-                kill(role)
+            for pid in [run.pid(role) for role in roles]:
+                kill(pid)
             run.until(lambda roles=roles: _recovered(run) >= set(roles), f"{roles} recovered")
             run.until(lambda before=before: run.updates() > before + 50, f"updates after {roles} died")
         evaluations = len(run.events("evaluation"))
         run.until(lambda: len(run.events("evaluation")) > evaluations, "an evaluation after all of them")
+
+        run.interrupt()
+
+        assert run.end() == 130
+        assert [event["why"] for event in run.events("lost")] == ["died"] * 3
+        _versions_only_grow(run)
+
+
+def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    with TrainingRun(tmp_path, *NEVER, *OFTEN, preset=PRESETS["queue"]) as run:
+        run.until(lambda: run.updates() > 100, "updates")
         run.interrupt()
         assert run.end() == 130
     stood = run.events("checkpoint")[-1]
 
-    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, *TWO, preset=preset) as again:
+    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, preset=PRESETS["queue"]) as again:
         again.until(lambda: again.updates() > stood["updates"] + 50, "updates after the seam")
         again.interrupt()
         assert again.end() == 130
 
-    assert [event["why"] for event in again.events("lost")] == ["died"] * 4
-    for kind in ("evaluation", "checkpoint"):
-        versions = [event["version"] for event in again.events(kind) if event.get("number", 1)]
-        assert versions == sorted(versions)
     assert again.events("resumed")[0]["updates"] == stood["updates"]
+    _versions_only_grow(again)
+
+
+def _versions_only_grow(run: TrainingRun) -> None:
+    for kind in ("evaluation", "checkpoint"):
+        versions = [event["version"] for event in run.events(kind) if event.get("number", 1)]
+        assert versions == sorted(versions)
 
 
 def _recovered(run: TrainingRun) -> set[str]:

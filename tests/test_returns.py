@@ -299,7 +299,7 @@ def test_returns_to_go_and_of_the_whole_count_what_is_in_the_rows() -> None:
     over = rng.random((9, 40)) < 0.3
     first = np.concatenate([rng.random((1, 40)) < 0.5, over[:-1]])
 
-    to_go, whole = returns_to_go(reward, DISCOUNT, over), whole_returns(reward, DISCOUNT, over, first)
+    to_go, whole = returns_to_go(reward, over, DISCOUNT), whole_returns(reward, over, first, DISCOUNT)
 
     for e in range(40):
         begins = [t for t in range(9) if t == 0 or over[t - 1, e]]
@@ -313,11 +313,11 @@ def test_tensors_and_arrays_get_the_same_returns_of_an_episode() -> None:
     rng = np.random.default_rng(3)
     reward, over = rng.normal(size=(9, 4)), rng.random((9, 4)) < 0.3
 
-    arrays = returns_to_go(reward, DISCOUNT, over), whole_returns(reward, DISCOUNT, over, over)
+    arrays = returns_to_go(reward, over, DISCOUNT), whole_returns(reward, over, over, DISCOUNT)
     over_there = torch.tensor(over)
     tensors = (
-        returns_to_go(torch.tensor(reward), DISCOUNT, over_there),
-        whole_returns(torch.tensor(reward), DISCOUNT, over_there, over_there),
+        returns_to_go(torch.tensor(reward), over_there, DISCOUNT),
+        whole_returns(torch.tensor(reward), over_there, over_there, DISCOUNT),
     )
 
     for array, tensor in zip(arrays, tensors, strict=True):

@@ -54,16 +54,16 @@ def test_a_seed_repeats_a_run_bit_by_bit_and_another_is_another_run(topology: st
 
     assert first == again
     assert first.params_sha256 != other.params_sha256
-    assert first.updates > 30
+    assert first.updates > 20
 
 
-@pytest.mark.parametrize("turns", [15, 24, 37])
+@pytest.mark.parametrize("turns", [10, 17, 22])
 @pytest.mark.parametrize(
     ("topology", "over"),
     [
         ("queue", {}),
         ("queue", {"queue": {"uses": 2, "capacity": 4, "max_lag": 3}, "learner": {"unrolls": 2}}),
-        ("lockstep", {"learner": {"anneal_env_steps": 700}}),
+        ("lockstep", {"learner": {"anneal_env_steps": 400}}),
         ("queue", {"inference": {"placement": "central", "num": 2}}),
         ("lockstep", {"inference": {"placement": "central", "num": 2}, "algorithm": {"memory": 4}}),
     ],

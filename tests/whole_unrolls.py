@@ -10,12 +10,12 @@ SMALL: dict[str, Any] = {
     "env": {"copies": 2},
     "actor": {"num": 2, "unroll_length": 5},
     "inference": {"placement": "local"},
-    "evaluator": {"episodes": 4, "copies": 2, "every": 7},
-    "goal": {"total_steps": 800},
-    "checkpoint": {"every": 12},
+    "evaluator": {"episodes": 2, "copies": 2, "every": 10},
+    "goal": {"total_steps": 500},
+    "checkpoint": {"every": 8},
 }
 
 
 def short(topology: str, **over: Any) -> Config[Any]:
-    """Eight hundred steps of CartPole, ten or a few less in each unroll."""
+    """Five hundred steps of CartPole, ten or a few less in each unroll."""
     return load(PRESETS[topology], (), Layer("test", {"runtime": "local", **SMALL, **over}))

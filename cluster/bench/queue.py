@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import ray
 
 from actors.envs import measure_spec
 from cluster.bench.figure import Figure, Work, rates
@@ -23,6 +24,7 @@ from starling.spec import Spec
 from starling.types import Progress, ReplaySink, Unroll
 
 UNROLLS = 16
+TICK_S = 0.02
 
 
 def measure(config: QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
@@ -94,13 +96,18 @@ def _writer(play: Callable[[], Sequence[Unroll]], clock: Clock, learner: ReplayS
 
 
 def _taken_per_s(members: Members, seconds: float) -> float:
-    members.watch()
-    before, began = members.total("learner", "unrolls"), time.monotonic()
-    until = began + seconds
-    while time.monotonic() < until:
+    """Return the rate over this time, or over the time until something came."""
+    before, began = _taken(members), time.monotonic()
+    while time.monotonic() < began + seconds or _taken(members) == before:
         members.watch()
-        time.sleep(0.02)
-    return (members.total("learner", "unrolls") - before) / (time.monotonic() - began)
+        time.sleep(min(seconds, TICK_S))
+    after, passed = _taken(members), time.monotonic() - began
+    return (after - before) / passed
+
+
+def _taken(members: Members) -> int:
+    beat = ray.get(members.handle("learner[0]").beat.remote())
+    return int(beat.stats["counts"]["unrolls"])
 
 
 def _copying(packed: np.ndarray[Any, Any]) -> Work:

@@ -27,7 +27,7 @@ from starling.losses import masked_mean, normalised
 from starling.networks import Lstm, Network
 from starling.networks.description import Activation
 from starling.networks.design import actor_critic, torso_for
-from starling.returns import lambda_returns, returns_to_go, whole_returns
+from starling.returns import in_numpy, lambda_returns, returns_to_go, whole_returns
 from starling.sight import Sight, see, successors
 from starling.spec import ArraySpec, Spec
 from starling.types import Act, Array, Batch, Believed, Group, Losses, Nets, Outputs, Place, Target
@@ -169,15 +169,15 @@ class ActorCritic:
     def losses(self, nets: Nets, batch: Batch, rng: object) -> Losses:
         """Return the policy's loss, and with a baseline the value's, less the entropy."""
         config = self.config
-        policy = see(nets, "policy", batch)
+        policy = see(nets, "policy", batch, ends=config.shared)
         goal, error = self._judge(nets, batch, policy)
         if config.normalise_advantages:
             goal = normalised(goal, batch.valid)
         decided = {head: output[:-1] for head, output in policy.rows.items()} | distributions.mask_in(batch.extras)
-        log_pi = distributions.log_prob(decided, batch.action)  # [T, B]
+        log_pi, undecided = distributions.judge(decided, batch.action)  # [T, B]
         parts = {
             "policy": -masked_mean(log_pi * goal, batch.valid),
-            "entropy": masked_mean(distributions.entropy(decided), batch.valid),
+            "entropy": masked_mean(undecided, batch.valid),
         }
         total = parts["policy"] - config.entropy_cost * parts["entropy"]
         if error is not None:
@@ -191,15 +191,16 @@ class ActorCritic:
         cut = batch.terminated | batch.truncated
         if not config.baseline:
             if config.returns == "whole":
-                return whole_returns(batch.reward, config.discount, cut, batch.first[:-1]), None
-            return returns_to_go(batch.reward, config.discount, cut), None
+                first = batch.first[:-1]
+                return in_numpy(whole_returns, batch.reward, cut, first, discount=config.discount), None
+            return in_numpy(returns_to_go, batch.reward, cut, discount=config.discount), None
         critic = policy if config.shared else see(nets, "value", batch)
         value = critic.rows["value"].squeeze(-1)  # [T + 1, B]
         if config.returns == "to_go":
-            returns = returns_to_go(batch.reward, config.discount, cut)
+            returns = in_numpy(returns_to_go, batch.reward, cut, discount=config.discount)
         else:
             after = successors(batch, value, critic.final["value"].squeeze(-1))
             discount = config.discount * ~batch.terminated
-            returns = lambda_returns(batch.reward, after, discount, cut, config.gae_lambda)
+            returns = in_numpy(lambda_returns, batch.reward, after, discount, cut, lam=config.gae_lambda)
         error = returns - value[:-1]
         return error.detach(), error

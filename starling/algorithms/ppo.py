@@ -18,7 +18,7 @@ from starling.losses import masked_mean, normalised
 from starling.networks import Lstm, Moments, Network
 from starling.networks.description import Activation
 from starling.networks.design import actor_critic, torso_for
-from starling.returns import lambda_returns
+from starling.returns import in_numpy, lambda_returns
 from starling.sight import see, successors
 from starling.spec import ArraySpec, Spec
 from starling.types import Act, Array, Batch, Believed, Group, Losses, Nets, Optimizing, Outputs, Place, Target
@@ -177,11 +177,12 @@ class Ppo:
             critic = see(nets, self._critic, batch)
         unit = critic.rows["returns"][0, 0, 0] if config.normalise_returns else 1.0
         value = critic.rows["value"].squeeze(-1)  # [T + 1, B]
-        returns = lambda_returns(
+        returns = in_numpy(
+            lambda_returns,
             batch.reward,
             successors(batch, value * unit, critic.final["value"].squeeze(-1) * unit),
-            discount=config.discount * ~batch.terminated,
-            cut=batch.terminated | batch.truncated,
+            config.discount * ~batch.terminated,
+            batch.terminated | batch.truncated,
             lam=config.gae_lambda,
         )
         target = returns / unit
@@ -195,7 +196,8 @@ class Ppo:
         advantage = part.extras["advantage"]
         if config.normalise_advantages:
             advantage = normalised(advantage, part.valid)
-        log_ratio = distributions.log_prob(policy, part.action) - part.extras["log_mu"]
+        log_pi, undecided = distributions.judge(policy, part.action)
+        log_ratio = log_pi - part.extras["log_mu"]
         ratio = log_ratio.exp()
         clip = config.clip * (1.0 - progress) if config.anneal_clip else config.clip
         gain = clipped_gain(ratio, advantage, clip)
@@ -205,7 +207,7 @@ class Ppo:
         parts = {
             "policy": -masked_mean(gain, part.valid),
             "value": masked_mean(0.5 * error, part.valid),
-            "entropy": masked_mean(distributions.entropy(policy), part.valid),
+            "entropy": masked_mean(undecided, part.valid),
         }
         total = parts["policy"] + config.value_cost * parts["value"] - config.entropy_cost * parts["entropy"]
         off = {
