@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors.gathering import Gathering
 from actors.inference import Inference
 from actors.inference_config import InferenceConfig
 from cluster.config import load
+from cluster.preflight import refuse_what_cannot_run
 from starling.errors import ConfigError
 from starling.flags import split
 from starling.metrics import no_clock
@@ -268,6 +270,15 @@ def test_who_acts_for_actors_must_fit_them(flags: list[str], sentence: str) -> N
         of("central")
 
     assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what must not be there")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_started() -> None:
+    flags = ["--inference.device", "cuda", "--inference.placement"]
+
+    refuse_what_cannot_run(load("cartpole", split([*flags, "local"])[1]))
+    with pytest.raises(ConfigError, match=r"inference\.device must be auto or cpu where there is no GPU, got cuda"):
+        refuse_what_cannot_run(load("cartpole", split([*flags, "central"])[1]))
 
 
 def test_torch_on_the_processor_gives_what_numpy_gives() -> None:
