@@ -44,6 +44,6 @@ def test_what_needs_a_replay_says_so(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["train", "cartpole-a3c", "--fill", "data.npz"]) == 2
 
     assert capsys.readouterr().err.splitlines() == [
-        "starling: preset cartpole-a3c must be of an algorithm with a replay; a3c has none",
+        "starling: bench must be one of params, all for preset cartpole-a3c, whose topology is gradients, got actors",
         "starling: a run that begins with recorded data must be of an algorithm with a replay; a3c has none",
     ]
