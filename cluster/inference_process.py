@@ -108,15 +108,15 @@ class InferenceProcess:
     async def _follow(self) -> None:
         """Hear of newer parameters as long as the process lives."""
         while True:
+            server = self._server
             try:
-                if self._server.handle is not None:
-                    fresh = await self._server.handle.fetch.remote(self._params.version)
-                    if fresh is not None:
-                        version, packed = fresh
-                        self._params.hear(version, await packed[0] if isinstance(packed, list) else packed)
-                        self._look()
+                if server.handle is not None and (fresh := await server.handle.fetch.remote(self._params.version)):
+                    version, packed = fresh
+                    self._params.hear(version, await packed[0] if isinstance(packed, list) else packed)
+                    self._look()
             except RayError:
-                self._server = self._server._replace(handle=None)  # it died: its successor will be introduced
+                if self._server is server:  # it died, and its successor is not introduced yet
+                    self._server = server._replace(handle=None)
             await self._pause()
 
     async def _pause(self) -> None:

@@ -23,9 +23,13 @@ def refuse_what_cannot_run(config: Config[Any]) -> Checked:
     build_algorithm(config).networks(spec)
     plan = plan_memory(config, spec)
     refuse_what_does_not_fit(plan, available_bytes(), free_shm())
-    if isinstance(config, ReplayRun | QueueRun | LockstepRun) and config.learner.device == "cuda":
-        import torch  # two seconds, only for those who insist on a GPU
+    if isinstance(config, ReplayRun | QueueRun | LockstepRun):
+        on_gpu = {"learner": config.learner.device == "cuda"}
+        if config.inference.placement == "central":
+            on_gpu["inference"] = config.inference.device == "cuda"
+        for section in (section for section, insists in on_gpu.items() if insists):
+            import torch  # two seconds, only for those who insist on a GPU
 
-        there = torch.cuda.is_available()
-        check(there, "learner.device must be auto or cpu where there is no GPU, got cuda")
+            there = torch.cuda.is_available()
+            check(there, f"{section}.device must be auto or cpu where there is no GPU, got cuda")
     return Checked(spec, plan)

@@ -168,8 +168,8 @@ def test_a_queue_is_limited_by_its_slower_side_and_lockstep_by_both_in_turn() ->
 @pytest.mark.parametrize(
     ("preset", "benches"),
     [
-        ("cartpole", ["actors", "learner", "replay", "params", "train"]),
-        ("cartpole-impala", ["actors", "learner", "queue", "params", "train"]),
+        ("cartpole", ["actors", "learner", "replay", "inference", "params", "train"]),
+        ("cartpole-impala", ["actors", "learner", "queue", "inference", "params", "train"]),
         ("cartpole-ppo", ["actors", "learner", "params", "train"]),
         ("cartpole-a3c", ["params"]),
     ],
@@ -214,7 +214,7 @@ def test_only_what_noise_cannot_explain_is_a_regression() -> None:
     [
         (
             ["actor"],
-            "bench must be one of actors, learner, replay, queue, params, train, all, got 'actor'; "
+            "bench must be one of actors, learner, replay, queue, inference, params, train, all, got 'actor'; "
             "did you mean actors?",
         ),
         (

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.central import CentralRollout
-from actors.copies import Copies, seed_numbers
+from actors.copies import Copies, EnvConfig, seed_numbers
+from actors.envs import make_copies
 from actors.gathering import Gathering
 from actors.inference import Inference, LocalInference
 from actors.rollout import Rollout
@@ -126,6 +127,23 @@ def test_one_group_that_another_acts_for_writes_what_networks_of_its_own_would(b
 
     assert_same(central, expected)
     assert sum(len(unroll.final_at) for unroll in expected) > 10
+
+
+def test_masks_go_with_the_question_and_come_back_with_the_step() -> None:
+    config = EnvConfig(id="tests.gates:Gates", copies=COPIES, action_mask="info")
+    acting = A3c(A3cConfig(hidden=(8,)))
+    copies, again = make_copies(config), make_copies(config)
+    networks = acting.acting(copies.spec)
+    params = first_params(networks, copies.spec, np.random.default_rng(3))
+    local = Rollout(copies, acting, build_forward(networks, copies.spec), Place(0, 1, COPIES), SEED)
+    local.load(params)
+    inference = inference_of(acting, again.spec, build_forward(networks, again.spec), params)
+
+    expected = [local.collect(length, 1, Meter(no_clock)) for length in LENGTHS]
+    central = played(central_of([again], acting, LocalInference(inference)), LENGTHS)
+
+    assert_same(central, expected)
+    assert not expected[0].columns["mask"].all()
 
 
 class Decided(Explorer):

@@ -29,7 +29,8 @@ def test_a_run_of_each_topology_learns_from_what_others_acted(preset: str, tmp_p
 
 
 def test_a_run_goes_on_when_who_acts_for_actors_dies_and_when_they_do(tmp_path: Path) -> None:
-    with TrainingRun(tmp_path, *CENTRAL, *NEVER, *QUICKLY, preset="cartpole-a2c") as run:
+    remembering = ("--algorithm.memory", "8")  # so that something is lost
+    with TrainingRun(tmp_path, *CENTRAL, *NEVER, *QUICKLY, *remembering, preset="cartpole-a2c") as run:
         run.until(lambda: run.updates() > 5, "the first updates")
         for role in ("inference[0]", "actor[1]", "inference[0]"):
             before, times = run.updates(), len(_recovered(run))
@@ -40,6 +41,8 @@ def test_a_run_goes_on_when_who_acts_for_actors_dies_and_when_they_do(tmp_path: 
         run.interrupt()
         assert run.end() == 130
         assert [event["role"] for event in run.events("lost")] == ["inference[0]", "actor[1]", "inference[0]"]
+        lost = sum(run.roles()[f"actor[{index}]"]["counts"].get("streams_lost", 0) for index in range(2))
+        assert lost > 0
         assert all(event["seconds"] < 30.0 for event in _recovered(run))
         print([(event["role"], event["seconds"]) for event in _recovered(run)])
 

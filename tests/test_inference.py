@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors.gathering import Gathering
 from actors.inference import Inference
 from actors.inference_config import InferenceConfig
+from cluster.config import load
+from cluster.preflight import refuse_what_cannot_run
 from starling.errors import ConfigError
+from starling.flags import split
 from starling.metrics import no_clock
 from starling.networks import Lstm, Mlp, Network
 from starling.networks.arrays import first_params
@@ -248,6 +252,33 @@ def test_a_restart_acts_by_parameters_that_are_fetched_again_and_remembers_nothi
 def test_a_setting_out_of_range_is_refused(name: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"inference\.{name} must be {rule}, got {value}"):
         InferenceConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--inference.groups", "3"], "inference.groups must divide env.copies = 16 into groups of one size, got 3"),
+        (["--inference.num", "3"], "inference.num must be at most actor.num = 2, got 3"),
+    ],
+)
+def test_who_acts_for_actors_must_fit_them(flags: list[str], sentence: str) -> None:
+    def of(placement: str) -> object:
+        return load("cartpole", split(["--inference.placement", placement, *flags])[1])
+
+    of("local")  # where nobody acts for anybody it does not matter
+    with pytest.raises(ConfigError) as refused:
+        of("central")
+
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what must not be there")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_started() -> None:
+    flags = ["--inference.device", "cuda", "--inference.placement"]
+
+    refuse_what_cannot_run(load("cartpole", split([*flags, "local"])[1]))
+    with pytest.raises(ConfigError, match=r"inference\.device must be auto or cpu where there is no GPU, got cuda"):
+        refuse_what_cannot_run(load("cartpole", split([*flags, "central"])[1]))
 
 
 def test_torch_on_the_processor_gives_what_numpy_gives() -> None:

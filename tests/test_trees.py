@@ -20,8 +20,8 @@ from starling.flags import Flag
         (
             "cartpole",
             "--params.slices",
-            "sections must be of env, algorithm, actor, replay, learner, evaluator, goal, checkpoint for this "
-            "algorithm, got params (from flag --params.slices)",
+            "sections must be of env, algorithm, actor, inference, replay, learner, evaluator, goal, checkpoint for "
+            "this algorithm, got params (from flag --params.slices)",
         ),
         ("cartpole-a3c", "--params.slizes", "--params.slizes is not a flag; did you mean --params.slices?"),
         ("cartpole-a3c", "--actor.fetch-every", "--actor.fetch-every is not a flag"),

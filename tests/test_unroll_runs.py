@@ -65,6 +65,8 @@ def test_a_seed_repeats_a_run_bit_by_bit_and_another_is_another_run(topology: st
         ("queue", {"algorithm": {"normalise_obs": True, "memory": 4}}),
         ("queue", {"queue": {"uses": 2, "capacity": 4, "max_lag": 3}, "learner": {"unrolls": 2}}),
         ("lockstep", {"learner": {"anneal_env_steps": 400}}),
+        ("queue", {"inference": {"placement": "central", "num": 2}}),
+        ("lockstep", {"inference": {"placement": "central", "num": 2}, "algorithm": {"memory": 4}}),
     ],
 )
 def test_a_resumed_run_ends_with_the_very_bits_of_the_undisturbed_one(
@@ -81,8 +83,11 @@ def test_a_resumed_run_ends_with_the_very_bits_of_the_undisturbed_one(
     assert again == whole
 
 
-def test_in_lockstep_every_step_is_learned_from_by_the_version_that_acted() -> None:
-    outcome, events = run(short("lockstep", actor={"num": 3, "unroll_length": 5}, checkpoint={"every": 0}))
+@pytest.mark.parametrize("placement", ["local", "central"])
+def test_in_lockstep_every_step_is_learned_from_by_the_version_that_acted(placement: str) -> None:
+    three, never = {"num": 3, "unroll_length": 5}, {"every": 0}
+
+    outcome, events = run(short("lockstep", actor=three, checkpoint=never, inference={"placement": placement}))
 
     stats = learner_stats(events)
     assert stats["histograms"]["lag"][0] == stats["counts"]["steps"]
