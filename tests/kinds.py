@@ -1,5 +1,6 @@
 """A small environment for each kind of action, and unrolls of it as an algorithm's own actor plays them."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -7,13 +8,17 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from actors.central import CentralRollout
 from actors.copies import Copies, EnvConfig
 from actors.envs import make_copies
+from actors.gathering import Gathering
+from actors.inference import Inference, LocalInference
 from actors.rollout import Rollout
 from starling.batches import batch_of
 from starling.metrics import Meter, no_clock
 from starling.networks.forward import build_forward
 from starling.networks.nets import LearnerNets
+from starling.params import Params
 from starling.types import Algorithm, Batch, Place
 
 CPU = torch.device("cpu")
@@ -78,15 +83,48 @@ def networks_of(algorithm: Algorithm, copies: Copies, decided: float = 300.0) ->
 
 def play(algorithm: Algorithm, copies: Copies, nets: LearnerNets, length: int = 12, unrolls: int = 2) -> Batch:
     """Return the last of some unrolls, so that its episodes are under way, and what is remembered is not nothing."""
-    acting = algorithm.acting(copies.spec)
     rollout = Rollout(
         copies,
         algorithm,
-        build_forward(acting, copies.spec),
+        build_forward(algorithm.acting(copies.spec), copies.spec),
         Place(0, 1, copies.num_copies),
         np.random.SeedSequence(5),
     )
-    names = tuple(f"{name}." for name in acting)
-    rollout.load(nets.params(sum(name.startswith(names) for name, _ in nets.layout.entries)))
+    rollout.load(acting_params(algorithm, nets, copies))
     played = [rollout.collect(length, 1, Meter(no_clock)) for _ in range(unrolls)]
     return batch_of(played[-1:], CPU)
+
+
+def play_centrally(
+    algorithm: Algorithm, groups: Sequence[Copies], nets: LearnerNets, length: int = 12, unrolls: int = 2
+) -> Batch:
+    """Return the same of an actor without networks, whose groups of copies take turns."""
+    spec, num_copies = groups[0].spec, sum(copies.num_copies for copies in groups)
+    params = acting_params(algorithm, nets, groups[0])
+    forward = build_forward(algorithm.acting(spec), spec)
+    rng = np.random.default_rng(5)
+    role = Inference(
+        "inference[0]", algorithm, spec, forward, Fixed(params), 1, num_copies, rng, no_clock, Gathering(0.0)
+    )
+    place, seed = Place(0, 1, num_copies), np.random.SeedSequence(5)
+    rollout = CentralRollout(groups, algorithm, LocalInference(role), place, seed)
+    played = [rollout.play(length, Meter(no_clock)) for _ in range(unrolls)]
+    last = played[-1]
+    assert not isinstance(last, str), last
+    return batch_of([last], CPU)
+
+
+def acting_params(algorithm: Algorithm, nets: LearnerNets, copies: Copies) -> Params:
+    """Return what actors are given of the learner's networks."""
+    names = tuple(f"{name}." for name in algorithm.acting(copies.spec))
+    return nets.params(sum(name.startswith(names) for name, _ in nets.layout.entries))
+
+
+class Fixed:
+    """A ParamSource with one version, which a test may change."""
+
+    def __init__(self, params: Params, version: int = 1) -> None:
+        self.version, self.params = version, params
+
+    def fetch(self, newer_than: int) -> tuple[int, Params] | None:
+        return (self.version, self.params) if self.version > newer_than else None

@@ -25,6 +25,7 @@ from starling.questions import ActionSource, Answer, Question
 from starling.spec import Spec
 from starling.types import Acting, Columns, Place, Unroll
 from starling.windows import Window
+from tests.kinds import Fixed
 from tests.playing import Explorer, Sines, params_of, q_of
 from tests.test_actor import Sink
 from tests.test_rollout import BACKENDS, Counter, History, Recurrent
@@ -32,16 +33,6 @@ from tests.test_rollout import BACKENDS, Counter, History, Recurrent
 SEED = np.random.SeedSequence(7)
 LENGTHS = [5, 1, 20, 16]
 COPIES = 3
-
-
-class Fixed:
-    """A ParamSource with one version, which a test may change."""
-
-    def __init__(self, params: Params, version: int = 1) -> None:
-        self.version, self.params = version, params
-
-    def fetch(self, newer_than: int) -> tuple[int, Params] | None:
-        return (self.version, self.params) if self.version > newer_than else None
 
 
 def rng_of_actor() -> np.random.Generator:

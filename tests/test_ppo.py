@@ -14,7 +14,7 @@ from starling.algorithms.ppo import Ppo, PpoConfig, clipped_error, clipped_gain
 from starling.errors import ConfigError
 from starling.networks.nets import LearnerNets
 from starling.types import Batch, Losses, Updating
-from tests.kinds import KINDS, copies_of, networks_of, play
+from tests.kinds import KINDS, copies_of, networks_of, play, play_centrally
 from tests.test_a3c import DISCRETE
 from tests.test_actor_critic import seen_step_by_step
 
@@ -80,8 +80,12 @@ def gradient_of(nets: LearnerNets, loss: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("memory", [0, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_ratios_are_one(kind: str, memory: int) -> None:
-    algorithm, nets, batch = played(kind, memory=memory, clip=TOLERANCE)
+@pytest.mark.parametrize("central", [False, True])
+def test_the_first_ratios_are_one(kind: str, memory: int, central: bool) -> None:
+    algorithm, copies = Ppo(PpoConfig(memory=memory, clip=TOLERANCE)), copies_of(kind)
+    nets = networks_of(algorithm, copies)
+    groups = [copies_of(kind, 2) for _ in range(3)]
+    batch = play_centrally(algorithm, groups, nets) if central else play(algorithm, copies, nets)
 
     losses = updated(algorithm, nets, batch, Still())
 
