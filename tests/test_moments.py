@@ -59,6 +59,21 @@ def test_moments_are_those_of_all_rows_however_they_came(split: str) -> None:
     assert found["count"].tolist() == [600.0]
 
 
+def test_an_observation_may_be_a_single_number_and_of_none_nothing_is_learned() -> None:
+    spec = replace(SPEC, obs=ArraySpec((), "float32"))
+    network = {"one": Network(torso=NORMALISED, heads=HEADS)}
+    nets = LearnerNets(network, {}, spec, torch.Generator().manual_seed(0), torch.device("cpu"))
+
+    nets.observe_inputs(torch.tensor([1.0, 3.0]))
+    nets.observe_inputs(torch.zeros(0))
+
+    assert {part: array.tolist() for part, array in statistics(nets).items()} == {
+        "mean": [2.0],
+        "var": [1.0],
+        "count": [2.0],
+    }
+
+
 def test_a_head_observes_rows_of_its_own() -> None:
     nets, values = nets_of(), np.random.default_rng(1).normal(3.0, 2.0, (5, 7, 2)).astype(np.float32)
 
