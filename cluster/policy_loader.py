@@ -48,7 +48,8 @@ class Policy:
             elif kind == "linear":
                 x = x.reshape(len(x), -1) @ self.arrays[f"{name}.weight"].T + self.arrays.get(f"{name}.bias", 0)
             elif kind == "norm":  # clipped in standard deviations
-                x = np.clip((x - self.arrays[f"{name}.mean"]) / self.arrays[f"{name}.deviation"], -more[0], more[0])
+                x = x.reshape(len(x), -1) - self.arrays[f"{name}.mean"]
+                x = np.clip(x / self.arrays[f"{name}.deviation"], -more[0], more[0])
             elif kind == "values":
                 x = np.repeat(self.arrays[name][None], len(x), 0)
             else:

@@ -26,4 +26,5 @@ def share_of(valid: Any) -> Any:
 def normalised(x: Any, share: Any) -> Any:
     """Return x less its mean, by its standard deviation; both are over the entries that have a share."""
     off = x - (x * share).sum()
+    off = off - (off * share).sum()  # the first mean is rounded: where all are alike only that would be left of them
     return off / ((off * off * share).sum() ** 0.5 + 1e-8)

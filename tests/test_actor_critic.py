@@ -18,6 +18,7 @@ from starling.algorithms.actor_critic import (
     ReinforceConfig,
 )
 from starling.errors import ConfigError
+from starling.losses import normalised, share_of
 from starling.networks.nets import LearnerNets
 from starling.types import Array, Batch, Place
 from tests.kinds import KINDS, copies_of, networks_of, play
@@ -108,6 +109,14 @@ def test_the_loss_and_its_gradient_are_their_definition(form: str, normalise: bo
     ):
         torch.testing.assert_close(actual, slow)
     assert len(steps) == 38
+
+
+@pytest.mark.parametrize("steps", [1, 7, 500, 1000])
+@pytest.mark.parametrize("earned", [0.0, 0.1, 5.0, -93.7])
+def test_steps_that_all_turned_out_alike_are_neither_good_nor_bad(earned: float, steps: int) -> None:
+    judged = normalised(torch.full((steps,), earned), share_of(torch.ones(steps, dtype=torch.bool)))
+
+    assert judged.abs().max() < 1e-2
 
 
 class Steps:

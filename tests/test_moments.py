@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from cluster.export import export_numpy, export_onnx
 from learner.config import OptimizerConfig
@@ -21,7 +22,7 @@ from starling.networks.numpy_forward import NumpyForward
 from starling.networks.torch_forward import TorchForward
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Group, Target
-from tests.test_export import config_of, policy_of
+from tests.test_export import Made, config_of, policy_of
 
 SPEC = Spec(env="vector", obs=ArraySpec((2, 2), "float32"), action=ArraySpec((), "int64"), num_actions=3)
 HEADS = {"q": Linear(outputs=3), "scale": Moments(outputs=2)}
@@ -56,6 +57,21 @@ def test_moments_are_those_of_all_rows_however_they_came(split: str) -> None:
     np.testing.assert_allclose(found["mean"], flat.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found["var"], flat.var(0), rtol=1e-4)
     assert found["count"].tolist() == [600.0]
+
+
+def test_an_observation_may_be_a_single_number_and_of_none_nothing_is_learned() -> None:
+    spec = replace(SPEC, obs=ArraySpec((), "float32"))
+    network = {"one": Network(torso=NORMALISED, heads=HEADS)}
+    nets = LearnerNets(network, {}, spec, torch.Generator().manual_seed(0), torch.device("cpu"))
+
+    nets.observe_inputs(torch.tensor([1.0, 3.0]))
+    nets.observe_inputs(torch.zeros(0))
+
+    assert {part: array.tolist() for part, array in statistics(nets).items()} == {
+        "mean": [2.0],
+        "var": [1.0],
+        "count": [2.0],
+    }
 
 
 def test_a_head_observes_rows_of_its_own() -> None:
@@ -217,12 +233,17 @@ def test_integers_bytes_and_frames_are_not_normalised(shape: tuple[int, ...]) ->
     assert torso_for(SPEC, (8,), "relu", normalise=True) == Mlp(hidden=(8,), normalise=True)
 
 
+def squares() -> Made:
+    return Made(Box(-np.inf, np.inf, (2, 2), np.float32))
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "tests.test_moments:squares"])
 @pytest.mark.parametrize("form", ["numpy", "onnx"])
-def test_an_export_normalises_too(form: str, tmp_path: Path) -> None:
-    policy = policy_of(config_of("CartPole-v1"))
+def test_an_export_normalises_too(form: str, env: str, tmp_path: Path) -> None:
+    policy = policy_of(config_of(env))
     networks = {"one": Network(torso=NORMALISED, heads={"q": Linear(outputs=2), "scale": Moments(outputs=2)})}
     nets = LearnerNets(networks, {}, policy.spec, torch.Generator().manual_seed(0), torch.device("cpu"))
-    nets.observe_inputs(torch.tensor(ROWS.reshape(600, 4) - 30.0))
+    nets.observe_inputs(torch.tensor(ROWS.reshape(600, *policy.spec.obs.shape) - 30.0))
     policy.networks, policy.params = networks, nets.params(len(nets.layout.entries))
     policy.forward = build_forward(networks, policy.spec)
     policy.forward.load(policy.params)

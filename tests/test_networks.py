@@ -86,6 +86,18 @@ def test_actors_get_numpy_for_mlps_and_torch_for_frames() -> None:
     assert forward(observations(FRAMES, 2))["q"].shape == (2, 3)
 
 
+@pytest.mark.parametrize("memory", [None, Lstm(size=4)])
+def test_frames_of_which_there_are_none_give_no_outputs(memory: Lstm | None) -> None:
+    networks = {"q": Network(torso=NatureCnn(features=16), heads={"q": Linear(outputs=3)}, memory=memory)}
+    module = build_modules(networks, FRAMES)["q"]
+    none = torch.tensor(observations(FRAMES, 0))
+
+    # as the last observations are where no episode ended in a batch
+    outputs = module(none[None], torch.zeros(0, 2, 4))[0] if memory else module(none)
+
+    assert outputs["q"].shape[-2:] == (0, 3)
+
+
 def test_frames_keep_their_leading_axes() -> None:
     networks = {"q": Network(torso=NatureCnn(features=16), heads={"q": Linear(outputs=3)})}
     module = build_modules(networks, FRAMES, torch.Generator().manual_seed(0))["q"]

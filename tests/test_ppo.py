@@ -301,6 +301,22 @@ def test_the_spread_of_returns_is_observed_behind_an_update() -> None:
     torch.testing.assert_close(again.losses, optimizers.losses)
 
 
+@pytest.mark.parametrize("rows", [1, 12])
+def test_what_is_not_finite_is_not_among_the_returns_that_are_observed(rows: int) -> None:
+    algorithm, nets, batch = played(normalise_returns=True, epochs=1, minibatches=72, gae_lambda=0.0)
+    batch.reward[:rows] = torch.nan  # of a part of the batch, or of all of it
+    before = nets.flat.clone()
+
+    class Refusing(Still):
+        def step(self, losses: Mapping[str, Any]) -> bool:
+            return super().step(losses) and bool(self.losses[-1].isfinite())
+
+    losses = algorithm.update(nets, Refusing(), batch, generator())
+
+    assert (losses is None) == (rows == 12)
+    assert torch.equal(nets.flat, before)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("memory", [0, 4])
 @pytest.mark.parametrize("kind", KINDS)

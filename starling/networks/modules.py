@@ -142,7 +142,7 @@ class NatureCnnModule(nn.Module):
         """Map frames [..., C, H, W] to features."""
         lead = inputs.shape[:-3]
         x = self.convs(inputs.reshape(-1, *inputs.shape[-3:]))
-        return torch.relu(self.linear(x.flatten(1))).reshape(*lead, -1)
+        return torch.relu(self.linear(x.flatten(1))).reshape(*lead, self.features)
 
 
 class DuelingModule(nn.Module):

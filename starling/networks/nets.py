@@ -85,7 +85,7 @@ class LearnerNets:
         for module in self._modules.values():
             torso = module.torso
             if isinstance(torso, MlpModule) and torso.norm is not None:
-                torso.norm.observe(obs.flatten(1))
+                torso.norm.observe(obs.reshape(-1, len(torso.norm.mean)))
 
     def follow(self, updates: int, since: int | None = None) -> None:
         """Move every target whose turn came after update `since`, or with update number `updates` alone."""
