@@ -41,7 +41,7 @@ ACTOR, SHARD, ROUTER, LEARNER, PARAMS, ACTING = range(6)
 """Keeps the random numbers of the roles apart; a number here must never change, or runs stop repeating."""
 
 NEWEST_TRIES, NEWEST_EVERY_S = 100, 0.05
-VERSION_GAP = 1 << 20  # versions that are never reached between a state and a death: a successor's are above them
+VERSION_GAP = 1 << 40  # versions that are never reached between a state and a death: a successor's are above them
 
 
 class Newest(NamedTuple):
@@ -312,13 +312,14 @@ def _learner(
     seed = int(seed_of(config, LEARNER, 0, generation).generate_state(1)[0])
     learner = Learner(config.learner, algorithm, spec, feed(algorithm), publisher, seed, clock)
     learner.initialise(start.arrays)
-    newest = _newest(params, config.learner.updates_per_version) if generation else start.newest
+    published = _newest(params, config.learner.updates_per_version) if generation else None
+    newest = published or start.newest
     start.restore("learner[0]", learner, 0 if newest is None else generation)
     if newest is not None:
         steps = newest.updates * steps_per_update(config)
         learner.begin_from(newest.params, newest.version, newest.updates, steps)
-    elif generation:
-        learner.version = max(learner.version, generation * VERSION_GAP)
+    if published is None:  # nobody says how far predecessors came: a gap for each of them
+        learner.version += generation * VERSION_GAP
     return learner
 
 
@@ -338,7 +339,7 @@ def _newest(params: ParamSource, updates_per_version: int) -> Newest | None:
     for _ in range(NEWEST_TRIES):
         if fresh := params.fetch(newer_than=0):
             version, published = fresh
-            return Newest(version, version * updates_per_version, published)
+            return Newest(version, version % VERSION_GAP * updates_per_version, published)  # gaps were never worked
         time.sleep(NEWEST_EVERY_S)
     return None
 

@@ -13,7 +13,8 @@ from starling.types import InsertReply, Room, Unroll
 
 FULL = "its queue is full"
 MOST_S = 0.05  # between questions for a place, however slow the learner is
-SMOOTHING = 0.1  # the part of a new gap between updates in their average
+OTHERS_S = 0.005  # the same, while it is other actors' unrolls that are missing
+SMOOTHING = 0.1  # the part of a new update's time in the average
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class UnrollQueue:
         self._came = Event()
         self._held: deque[Held] = deque()
         self._heard = Heard()
-        self._taken_at: float | None = None
-        self._gap_s = 0.0  # between updates, on average
+        self._taken_at: float | None = None  # for the update that is being made
+        self._update_s = 0.0  # on average; what the learner waits before is not in it
         self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
 
     def insert(self, unroll: Unroll) -> InsertReply:
@@ -68,13 +69,14 @@ class UnrollQueue:
     def take(self, version: int) -> list[Unroll] | str:
         """Return the oldest unrolls for a learner at this version, or the reason why there are not enough."""
         with self._lock:
+            now = self._note_pace()
             self._drop_stale(version)
             if len(self._held) < self._unrolls:
                 self._came.clear()
                 return f"learner waits for unrolls: {len(self._held)} of {self._unrolls} are there"
             taken = [self._held.popleft() for _ in range(self._unrolls)]
             self._held.extend(replace(held, uses=held.uses - 1) for held in taken if held.uses > 1)
-            self._note_pace()
+            self._taken_at = now
         return [held.unroll for held in taken]
 
     def wait(self, timeout_s: float) -> None:
@@ -105,11 +107,14 @@ class UnrollQueue:
 
     def _credit(self, actor: int) -> Room:
         room = self._room(actor)
-        return Room(room) if room > 0 else Room(0, FULL, min(MOST_S, self._gap_s * self._updates_of_half()))
+        return Room(room) if room > 0 else Room(0, FULL, self._ask_after_s())
 
-    def _updates_of_half(self) -> float:
-        """Return the updates that empty half of a full queue: nobody starves when it is asked for room only then."""
-        return max(0.5, self._config.capacity * self._config.uses / self._unrolls / 2)
+    def _ask_after_s(self) -> float:
+        """Return the time until half of what waits was learned from: a learner that can go on does not starve."""
+        if len(self._held) < self._unrolls:
+            return OTHERS_S
+        updates = max(0.5, sum(held.uses for held in self._held) / self._unrolls / 2)
+        return min(MOST_S, self._update_s * updates)
 
     def _drop_stale(self, version: int) -> None:
         if not self._config.max_lag:
@@ -118,8 +123,10 @@ class UnrollQueue:
         self._counts["unrolls_stale"] += len(self._held) - len(fresh)
         self._held = fresh
 
-    def _note_pace(self) -> None:
+    def _note_pace(self) -> float:
+        """Take in how long the last update took, if one was made since the last look; return the time."""
         now = self._clock()
         if self._taken_at is not None:
-            self._gap_s += SMOOTHING * (now - self._taken_at - self._gap_s)
-        self._taken_at = now
+            self._update_s += SMOOTHING * (now - self._taken_at - self._update_s)
+            self._taken_at = None
+        return now

@@ -11,13 +11,16 @@ import torch
 
 from cluster.bench.figure import WINDOWS, Figure, rate, rates
 from cluster.bench.process import BENCHES, benches_for, run_bench, stem
+from cluster.bench.queue import Taker
 from cluster.bench.train import Sample, allowed, speeds
 from cluster.cli import main
 from cluster.commands.bench import readable, regressions
-from cluster.config import load
+from cluster.config import QueueRun, load
 from cluster.roles import steps_per_update
 from starling.config import Layer
 from starling.errors import RoleError
+from starling.metrics import no_clock
+from tests.unrolls import unroll_of
 
 EXPECTED = {
     "actors": ["actors.efficiency.gridworld"],
@@ -150,6 +153,19 @@ def test_the_slower_side_limits_both_clocks() -> None:
     assert allowed(config, actor=1e9, learner=100.0) == (3200.0, 100.0)
     env_steps, updates = allowed(config, actor=320.0, learner=1e9)
     assert updates == env_steps / 32.0
+
+
+def test_an_unroll_passes_through_the_queue_once_however_often_it_is_learned_from() -> None:
+    config = load("cartpole-impala", (), Layer("test", {"queue": {"uses": 3}}))
+    assert isinstance(config, QueueRun)
+    taker = Taker(config, no_clock)
+    for sequence in range(2 * config.learner.unrolls):
+        taker.inlet.insert(unroll_of(sequence=sequence))
+
+    while not taker.step().waits:
+        pass
+
+    assert taker.stats()["counts"]["unrolls"] == 2 * config.learner.unrolls
 
 
 def test_a_queue_is_limited_by_its_slower_side_and_lockstep_by_both_in_turn() -> None:

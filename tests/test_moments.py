@@ -86,6 +86,22 @@ def test_a_head_observes_rows_of_its_own() -> None:
     assert statistics(nets)["count"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_leave_the_moments_as_they_were(bad: float) -> None:
+    """PPO learns from the parts of a batch that are finite, and everything of all batches passes through moments."""
+    nets = nets_of()
+    observe(nets, ROWS, SPLITS["at once"])
+    nets.observe("one", "scale", torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    before = nets.flat.clone()
+    rows = torch.from_numpy(ROWS[:5].copy())
+    rows[2, 1, 0] = bad
+
+    nets.observe_inputs(rows)
+    nets.observe("one", "scale", torch.tensor([[0.0, bad]]))
+
+    assert torch.equal(nets.flat, before)
+
+
 def test_before_anything_was_observed_inputs_are_only_clipped() -> None:
     nets, plain = nets_of(), nets_of(torso=Mlp(hidden=(8,)))
     plain.load_some(nets.params(len(nets.layout.entries)).arrays())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from learner.config import QueueConfig
 from learner.inlet import version_of
-from learner.unroll_queue import MOST_S, UnrollQueue
+from learner.unroll_queue import MOST_S, OTHERS_S, UnrollQueue
 from starling.metrics import no_clock
 from starling.state import State
 from starling.types import Unroll
@@ -231,6 +231,30 @@ def test_who_waits_for_an_unroll_is_woken_by_it() -> None:
     thread.join(timeout=30.0)
 
     assert not thread.is_alive()
+
+
+def test_an_actor_without_a_place_is_not_kept_waiting_for_a_learner_that_waits_for_it() -> None:
+    now, update_s = 0.0, 0.003
+    queue = UnrollQueue(QueueConfig(capacity=8), unrolls=1, actors=8, clock=lambda: now)
+    for sequence in range(50):
+        now += 0.1  # playing; the other seven are down
+        reply = queue.insert(unroll_of(sequence=sequence))
+        assert taken(queue)
+        now += update_s
+        assert not taken(queue)
+
+    assert reply.credit == 0
+    assert reply.ask_after_s <= update_s
+
+
+def test_who_waits_for_other_actors_does_not_ask_all_the_time() -> None:
+    queue = queue_of(unrolls=2, actors=2, capacity=2)
+    for sequence in range(20):
+        waits = queue.insert(unroll_of(0, sequence))
+        queue.insert(unroll_of(1, sequence))
+        assert taken(queue)
+
+    assert (waits.credit, waits.ask_after_s) == (0, OTHERS_S)
 
 
 @pytest.mark.parametrize(("gap_s", "expected"), [(0.004, 0.016), (1.0, MOST_S)])

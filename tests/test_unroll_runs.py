@@ -10,7 +10,7 @@ from cluster.config import Config, dump, load, parse
 from cluster.local import run_local
 from cluster.report import Event, Outcome, Sample
 from cluster.resume import refuse_changes, resumed
-from cluster.roles import FRESH, Start, build_unroll_learner
+from cluster.roles import FRESH, VERSION_GAP, Newest, Start, build_unroll_learner
 from cluster.run_folder import Run
 from learner.worker import Learner
 from param_server.server import ParamServer
@@ -129,6 +129,55 @@ def test_a_learner_that_is_replaced_anneals_on_under_higher_versions() -> None:
     assert successor.version == 26
     assert successor.updates == 50
     assert successor.progress == 0.5  # 50 updates of 2 copies and 5 steps
+
+
+def test_versions_that_were_skipped_are_no_progress_in_annealing() -> None:
+    config = short("queue", learner={"anneal_env_steps": 1_000, "publish_every": 2})
+    spec, server = measure_spec(config.env), ParamServer(no_clock)
+    first: Learner = build_unroll_learner(config, spec, no_clock, server, server)
+    first.version = 3 * VERSION_GAP + 24
+    first.publish()
+
+    successor: Learner = build_unroll_learner(config, spec, no_clock, server, server, generation=4)
+
+    assert successor.updates == 50
+    assert successor.progress == 0.5
+
+
+@pytest.mark.parametrize("stood", [7, VERSION_GAP + 7])
+def test_a_learner_that_dies_with_its_parameter_server_is_followed_by_versions_above_all_of_its_own(
+    stood: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors in lockstep wait for a version newer than the newest that they played."""
+    monkeypatch.setattr("cluster.roles.NEWEST_TRIES", 1)
+    config = short("lockstep")
+    spec, server = measure_spec(config.env), ParamServer(no_clock)
+    first: Learner = build_unroll_learner(config, spec, no_clock, server, server)
+    first.version = stood
+    start = Start(states={"learner[0]": first.state()})
+    days = 1 << 30  # versions
+
+    successor: Learner = build_unroll_learner(
+        config, spec, no_clock, ParamServer(no_clock), ParamServer(no_clock), generation=1, start=start
+    )
+
+    assert successor.version > stood + days
+
+
+def test_a_learner_whose_predecessor_published_nothing_begins_with_the_parameters_that_were_given_to_that_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.roles.NEWEST_TRIES", 1)
+    config = short("queue")
+    spec, server = measure_spec(config.env), ParamServer(no_clock)
+    other: Learner = build_unroll_learner(short("queue", seed=5), spec, no_clock, server, server)
+    start = Start(newest=Newest(version=24, updates=23, params=other.params()))
+
+    successor: Learner = build_unroll_learner(config, spec, no_clock, server, server, generation=1, start=start)
+
+    assert (successor.params().buffer == other.params().buffer).all()
+    assert successor.updates == 23
+    assert successor.version > 24
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

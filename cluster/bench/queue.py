@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -53,7 +54,8 @@ class Taker:
     """Takes unrolls and forgets them: a learner whose updates take no time."""
 
     def __init__(self, config: QueueRun[Any], clock: Clock, generation: int = 0) -> None:
-        self.inlet = UnrollQueue(config.queue, config.learner.unrolls, config.actor.num, clock)
+        once = replace(config.queue, uses=1)  # what is learned from again does not come again
+        self.inlet = UnrollQueue(once, config.learner.unrolls, config.actor.num, clock)
         self._meter = Meter(clock)
 
     def step(self) -> Progress:

@@ -91,11 +91,16 @@ class MomentsModule(nn.Module):
 
     @torch.no_grad()
     def observe(self, values: Tensor) -> None:
-        """Merge the moments of more rows [N, size] into those of all before (Chan et al., 1983)."""
+        """Merge the moments of more rows [N, size] into those of all before (Chan et al., 1983).
+
+        Rows of which anything is not finite leave them as they are: no later ones would bring them back.
+        """
         rows = len(values)
         if not rows:
             return
         var, mean = torch.var_mean(values.double(), 0, correction=0)
+        if not var.isfinite().all():
+            return
         before = self.count.double()
         share = rows / (before + rows)
         off = mean - self.mean
