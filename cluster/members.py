@@ -31,6 +31,10 @@ BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 START_ORDER = ("learner", INFERENCE, "actor", "replay_server", "param_server", "evaluator")
 
+KEPT, KEEP_EVERY_S = "learner", 5.0
+"""A kind whose state is asked for this often, so that a successor has what is not published: optimizers, and networks
+that no actor runs"""
+
 INTRODUCED_LATE = "replay_server"
 """A kind whose neighbours hear of an incarnation when it first answers: until then it restores what it is to serve"""
 
@@ -57,6 +61,9 @@ class Member:
     restarts: deque[float] = field(default_factory=deque)
     before: dict[str, int] = field(default_factory=dict)  # counts of earlier incarnations
     newest: Buffer | None = None  # state of a slice, as its last beat with one had it
+    kept: Buffer | None = None  # state of a learner, as it was last asked for
+    keeping: Any = None  # the question for it that is under way
+    kept_at: float = 0.0
 
 
 class Members:
@@ -184,8 +191,8 @@ class Members:
         member.generation += 1
         peers = {argument: [self._peer(role) for role in roles] for argument, roles in member.peers.items()}
         member.handle = member.spawn(member.generation, peers)
-        member.turned_at = self._clock()
-        member.beat = member.asked = None
+        member.turned_at = member.kept_at = self._clock()
+        member.beat = member.asked = member.keeping = None
         member.pid = 0
         if kind_of(member.name) != INTRODUCED_LATE:
             self._introduce(member)
@@ -221,6 +228,18 @@ class Members:
             return None
         return self._hear(member, beat, now)
 
+    def _keep(self, member: Member, now: float) -> None:
+        """Ask for a state now and then that a successor can go on from; nobody waits for the answer."""
+        if member.keeping is None:
+            if now - member.kept_at >= KEEP_EVERY_S:
+                member.keeping, member.kept_at = member.handle.state.remote(), now
+        elif _ready(member.keeping):
+            try:
+                member.kept = ray.get(member.keeping)
+            except RayError as error:  # it died, or its step was too long
+                self._happen("not_kept", role=member.name, why=str(error).strip().splitlines()[-1])
+            member.keeping = None
+
     def _hear(self, member: Member, beat: Beat, now: float) -> Beat | None:
         if beat.error and member.generation == 0 and kind_of(member.name) == INTRODUCED_LATE:
             raise RunError(beat.error)  # a successor would begin with something else than the run goes on with
@@ -239,6 +258,8 @@ class Members:
         member.newest = member.newest if beat.state is None else beat.state
         if first and kind_of(member.name) == INTRODUCED_LATE:
             self._introduce(member)
+        if beat.beats and kind_of(member.name) == KEPT:
+            self._keep(member, now)
         limit = HANG_LIMIT_S if beat.beats else START_LIMIT_S
         if now - member.turned_at > limit:
             self._replace(member, f"made no progress for {now - member.turned_at:.0f} s ({beat.waits or 'working'})")

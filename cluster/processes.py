@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -214,9 +215,19 @@ sent them."""
 
 
 class LoopProcess:
-    """Repeats a role's `step` in a thread of its own; Ray's thread answers the supervisor, and actors, in between."""
+    """Repeats a role's `step` in a thread of its own; Ray's thread answers the supervisor, and actors, in between.
 
-    def __init__(self, name: str, build: Callable[..., Role], generation: int, peers: Mapping[str, list[Peer]]) -> None:
+    `kept` is the state that its predecessor was last heard in, for a kind of role that can use it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[..., Role],
+        generation: int,
+        peers: Mapping[str, list[Peer]],
+        kept: Buffer | None = None,
+    ) -> None:
         faulthandler.enable()
         user_folder.enter()
         self._neighbours = {
@@ -230,7 +241,9 @@ class LoopProcess:
         self._inlet: Inlet | None = None  # of the role, once that is there
         self._stopping = threading.Event()
         self._asked: SimpleQueue[Future[Buffer]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, args=(build, generation), name=name, daemon=True)
+        given = {} if kept is None else {"kept": kept}
+        make = partial(build, generation=generation, **given, **self._neighbours)
+        self._thread = threading.Thread(target=self._run, args=(make,), name=name, daemon=True)
         self._thread.start()
 
     def beat(self) -> Beat:
@@ -283,9 +296,9 @@ class LoopProcess:
             except Exception as error:  # whoever asked is told; the loop goes on
                 answer.set_exception(error)
 
-    def _run(self, build: Callable[..., Role], generation: int) -> None:
+    def _run(self, make: Callable[[], Role]) -> None:
         try:
-            role = self._role = build(generation=generation, **self._neighbours)
+            role = self._role = make()
             self._inlet = role.inlet if isinstance(role, Receiver) else None
             while not self._stopping.is_set():
                 self._answer()

@@ -246,6 +246,7 @@ def build_learner(
     params: ParamSource,
     generation: int = 0,
     start: Start = FRESH,
+    kept: Array | None = None,
 ) -> Any:
     """Return the learner and the router through which it samples."""
     router_rng = np.random.default_rng(seed_of(config, ROUTER, 0, generation))
@@ -259,7 +260,7 @@ def build_learner(
         assert algorithm.window is not None, "only windows are replayed"
         return ReplayFeed(router, device_of(config.learner), algorithm.window)
 
-    learner = _learner(config, spec, clock, feed, publisher, params, generation, start)
+    learner = _learner(config, spec, clock, feed, publisher, params, generation, start, kept)
     if start.lost and not generation:
         router.begin_anew()
     return learner
@@ -273,6 +274,7 @@ def build_unroll_learner(
     params: ParamSource,
     generation: int = 0,
     start: Start = FRESH,
+    kept: Array | None = None,
 ) -> Any:
     """Return the learner, with the queue or the lineup that actors send their unrolls to."""
 
@@ -282,7 +284,7 @@ def build_unroll_learner(
 
         return UnrollFeed(_place_of(config, clock), device_of(config.learner))
 
-    return _learner(config, spec, clock, feed, publisher, params, generation, start)
+    return _learner(config, spec, clock, feed, publisher, params, generation, start, kept)
 
 
 def _place_of(config: QueueRun[Any] | LockstepRun[Any], clock: Clock) -> UnrollQueue | Lineup:
@@ -300,8 +302,13 @@ def _learner(
     params: ParamSource,
     generation: int,
     start: Start,
+    kept: Array | None,
 ) -> Any:
-    """Return the learner as its run goes on: from a state, from what its predecessor published, or at nothing."""
+    """Return the learner as its run goes on: from a state, from what its predecessor published, or at nothing.
+
+    `kept` is the state that a predecessor was last heard in: what is not published is taken from there, and the rest
+    laid over it.
+    """
     import torch
 
     from learner.worker import Learner
@@ -313,8 +320,10 @@ def _learner(
     learner = Learner(config.learner, algorithm, spec, feed(algorithm), publisher, seed, clock)
     learner.initialise(start.arrays)
     published = _newest(params, config.learner.updates_per_version) if generation else None
-    newest = published or start.newest
-    start.restore("learner[0]", learner, 0 if newest is None else generation)
+    newest = published or (start.newest if kept is None else None)
+    start.restore("learner[0]", learner, 0 if newest is None and kept is None else generation)
+    if kept is not None:
+        learner.succeed(unpack_state(kept))
     if newest is not None:
         steps = newest.updates * steps_per_update(config)
         learner.begin_from(newest.params, newest.version, newest.updates, steps)

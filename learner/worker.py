@@ -93,14 +93,18 @@ class Learner:
             state = state.and_(part.within(name))
         return state
 
-    def restore(self, state: State) -> None:
-        """Go on from a state; the next step publishes it first, under a new version."""
+    def succeed(self, state: State) -> None:
+        """Go on for a learner that died after this state: with all that is its own, but not with its feed's account."""
         self.nets.restore(state.under("nets"))
         self._optimizers.restore(state.under("optimizers"))
-        self._feed.restore(state.under("source"))
         self._generator.set_state(torch.tensor(state.arrays["generator"]))
         self.updates, self.version = state.meta["updates"], state.meta["version"]
         self.steps = state.meta.get("steps", 0)  # there was none before unrolls were learned from whole
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; the next step publishes it first, under a new version."""
+        self.succeed(state)
+        self._feed.restore(state.under("source"))
         self._bad_in_a_row = state.meta["bad_in_a_row"]
         self._published = False
 

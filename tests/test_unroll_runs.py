@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.envs import measure_spec
 from cluster.config import Config, dump, load, parse
 from cluster.local import run_local
-from cluster.report import Event, Outcome, Sample
+from cluster.report import CheckpointDue, Event, Outcome, Sample
 from cluster.resume import refuse_changes, resumed
 from cluster.roles import FRESH, VERSION_GAP, Newest, Start, build_unroll_learner
 from cluster.run_folder import Run
@@ -18,6 +19,8 @@ from starling.config import Layer
 from starling.errors import ConfigError
 from starling.flags import Flag
 from starling.metrics import no_clock, quantile
+from starling.params import Params
+from starling.state import pack_state
 from tests.test_resume import KilledError, keep
 from tests.whole_unrolls import PRESETS, short
 
@@ -129,6 +132,28 @@ def test_a_learner_that_is_replaced_anneals_on_under_higher_versions() -> None:
     assert successor.version == 26
     assert successor.updates == 50
     assert successor.progress == 0.5  # 50 updates of 2 copies and 5 steps
+
+
+def test_a_learner_that_is_replaced_goes_on_with_what_its_predecessor_never_published() -> None:
+    config = short("lockstep")  # whose actors run the policy alone
+    spec, server = measure_spec(config.env), ParamServer(no_clock)
+    _, events = run(config)
+    last = [event for event in events if isinstance(event, CheckpointDue) and event.states][-1]
+    state = last.states["learner[0]"]
+    server.publish(last.version + 5, Params(last.params.layout, last.params.buffer + 1.0))
+
+    successor: Learner = build_unroll_learner(
+        config, spec, no_clock, server, server, generation=1, kept=pack_state(state)
+    )
+
+    after = successor.state()
+    for name, array in state.under("nets").under("networks").arrays.items():
+        expected = array + 1.0 if name.startswith("policy.") else array
+        np.testing.assert_array_equal(after.under("nets").under("networks").arrays[name], expected)
+    for name, array in state.under("optimizers").arrays.items():
+        np.testing.assert_array_equal(after.under("optimizers").arrays[name], array)
+    assert state.under("optimizers").arrays
+    assert successor.version == last.version + 5
 
 
 def test_versions_that_were_skipped_are_no_progress_in_annealing() -> None:
