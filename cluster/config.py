@@ -285,7 +285,13 @@ def _without_name(tables: Sequence[Layer]) -> list[Layer]:
 def _acted_for(config: "ReplayRun[Any] | QueueRun[Any] | LockstepRun[Any]") -> None:
     """Check what central inference asks of the actors."""
     inference, copies = config.inference, config.env.copies
+    fetch_every = getattr(config.actor, "fetch_every", 0)
     if inference.placement == "central":
+        check(
+            fetch_every == 0,
+            "actor.fetch_every must be 0 with central inference, which always acts by the newest parameters, "
+            f"got {fetch_every}",
+        )
         _at_most("inference.num", inference.num, "actor.num", config.actor.num)
         check(
             copies % inference.groups == 0,

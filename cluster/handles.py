@@ -1,7 +1,7 @@
 """Ray handles as the Protocols that roles know: bounded, in order, and every wait names the role waited for."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any, NamedTuple
@@ -163,6 +163,7 @@ class RemoteSink:
         in_flight: int = 2,
         move_on_s: float = MOVE_ON_S,
         at_first: int = 2,  # unrolls that may be sent before anything was answered
+        pack: Callable[[Unroll], Any] = wire.encode_unroll,
     ) -> None:
         self.lines = list(lines)
         self._line = self.lines[0]
@@ -174,6 +175,7 @@ class RemoteSink:
         self._counts = dict.fromkeys(("unrolls_unanswered", "unrolls_refused", "unrolls_given_up", "shards_changed"), 0)
         self._actor = 0  # who writes
         self._credit = self._at_first = at_first
+        self._pack = pack
         self._lacks = ""  # what is waited for there
         self._ask_at = -inf  # for credit
 
@@ -185,7 +187,7 @@ class RemoteSink:
     def insert(self, unroll: Unroll) -> None:
         """Send one unroll."""
         self._actor = unroll.actor
-        self._pending.append(wire.encode_unroll(unroll))
+        self._pending.append(self._pack(unroll))
         self._credit -= 1
         self._send()
 

@@ -201,7 +201,9 @@ Neighbour = RemoteSink | RemoteReplay | RemoteParams | RemoteParamSink | RemoteS
 
 NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "sink": lambda peers, clock, generation: RemoteSink([Line(peer, clock) for peer in peers], clock),
-    "learner": lambda peers, clock, generation: RemoteSink([Line(peers[0], clock)], clock, at_first=1),
+    "learner": lambda peers, clock, generation: RemoteSink(
+        [Line(peers[0], clock)], clock, at_first=1, pack=wire.encode_whole
+    ),
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "newest": lambda peers, clock, generation: RemoteParams(peers[0], clock, FETCH_SOON_S),
@@ -264,7 +266,7 @@ class LoopProcess:
         """Take an actor's unroll; one that comes before the role is there is refused, and its actor waits."""
         if self._inlet is None:
             return InsertReply(credit=0, accepted=False, waits=STARTING)
-        return self._inlet.insert(wire.decode_unroll(unroll))
+        return self._inlet.insert(wire.decode_whole(unroll))
 
     def credit(self, actor: int) -> Room:
         """Return how many more unrolls an actor may send."""

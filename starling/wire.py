@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from starling.codec import Entries, Octets, decode, encode, is_shape, reserve
 from starling.errors import CodecError
-from starling.packed import COLUMN, NEXT, START, PackedUnroll, pack, under, unpack
+from starling.packed import COLUMN, EPISODE, NEXT, START, PackedUnroll, pack, under, unpack
 from starling.params import Layout, Params
 from starling.seal import SEAL, sealed
 from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
@@ -50,6 +50,37 @@ def decode_unroll(buffer: Octets) -> Unroll:
         return unpack(packed)
     except (ValueError, IndexError, KeyError) as error:
         raise CodecError(f"buffer must hold an unroll, got arrays that do not belong together: {error}") from error
+
+
+def encode_whole(unroll: Unroll) -> NDArray[np.uint8]:
+    """Pack every field of an unroll that is learned from whole: also what its rows hold that were no steps."""
+    arrays = _within(COLUMN, unroll.columns) | _within(EPISODE, unroll.episodes) | _within(START, unroll.starts)
+    arrays |= {"final_at": unroll.final_at, "final_obs": unroll.final_obs, "start_at": unroll.start_at}
+    if unroll.next_obs is not None:
+        arrays["next_obs"] = unroll.next_obs
+    arrays["unroll"] = np.array([unroll.actor, unroll.generation, unroll.sequence])
+    return encode(arrays, compress=True)
+
+
+def decode_whole(buffer: Octets) -> Unroll:
+    """Return the unroll; its arrays are read-only, and views into `buffer` but for compressed frames."""
+    arrays, meta = decode(buffer)
+    match arrays:
+        case {"final_at": final_at, "final_obs": final_obs, "start_at": start_at, "unroll": who} if _is_int(who, 3):
+            actor, generation, sequence = who.tolist()
+            return Unroll(
+                actor=actor,
+                generation=generation,
+                sequence=sequence,
+                columns=under(COLUMN, arrays),
+                final_at=final_at,
+                final_obs=final_obs,
+                next_obs=arrays.get("next_obs"),
+                episodes=under(EPISODE, arrays),
+                start_at=start_at,
+                starts=under(START, arrays),
+            )
+    raise CodecError(f"buffer must hold a whole unroll, got arrays {sorted(arrays)} and meta {sorted(meta)}")
 
 
 def encode_params(params: Params) -> NDArray[np.uint8]:

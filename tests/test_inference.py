@@ -259,6 +259,7 @@ def test_a_setting_out_of_range_is_refused(name: str, value: Any, rule: str) -> 
     [
         (["--inference.groups", "3"], "inference.groups must divide env.copies = 16 into groups of one size, got 3"),
         (["--inference.num", "3"], "inference.num must be at most actor.num = 2, got 3"),
+        (["--actor.fetch-every", "9"], "actor.fetch_every must be 0 with central inference, which always acts by the"),
     ],
 )
 def test_who_acts_for_actors_must_fit_them(flags: list[str], sentence: str) -> None:

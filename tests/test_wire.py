@@ -19,10 +19,12 @@ from starling.wire import (
     decode_reply,
     decode_request,
     decode_unroll,
+    decode_whole,
     encode_params,
     encode_reply,
     encode_request,
     encode_unroll,
+    encode_whole,
 )
 
 
@@ -69,6 +71,19 @@ def test_an_unroll_arrives_with_every_field(optional: dict[str, Any]) -> None:
 
     assert_equal_fields(got, sent)
     assert got.num_steps == sent.num_steps
+
+
+@pytest.mark.parametrize("starts", [{}, {"policy": np.ones((2, 2, 5), np.float32)}])
+def test_what_is_learned_from_whole_arrives_with_all_that_its_rows_held(starts: Columns) -> None:
+    columns = an_unroll().columns | {"version": np.full((3, 2), 7)}
+    columns["obs"][1, 1] = 5.0  # though that row was no step
+    at = np.arange(2) if starts else np.empty(0, np.int64)
+    sent = an_unroll(columns=columns, next_obs=np.ones((2, 4), np.float32), start_at=at, starts=starts)
+
+    got = decode_whole(encode_whole(sent))
+
+    assert_equal_fields(got, sent)
+    assert got.columns["version"].min() == 7
 
 
 def test_a_column_may_be_named_like_a_field() -> None:
@@ -227,10 +242,20 @@ def test_what_is_no_unroll_is_refused() -> None:
             decode_unroll(sealed(buffer))
 
 
+def test_what_is_no_whole_unroll_is_refused() -> None:
+    arrays, _ = decode(encode_whole(an_unroll()))
+    without = {name: array for name, array in arrays.items() if name != "final_at"}
+
+    for buffer in [encode_params(some_params()), encode(without), encode(arrays | {"unroll": np.arange(2)})]:
+        with pytest.raises(CodecError, match="must hold a whole unroll"):
+            decode_whole(buffer)
+
+
 @pytest.mark.parametrize(
     ("whole", "read"),
     [
         (encode_unroll(an_unroll()), decode_unroll),
+        (encode_whole(an_unroll()), decode_whole),
         (encode_params(some_params()), decode_params),
         (encode_request(a_request()), decode_request),
         (encode_reply(a_reply()), decode_reply),

@@ -34,7 +34,8 @@ POLL_S = 0.003
 
 def measure(config: ReplayRun[Any] | QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the steps and the answers per second of one actor that never waits for its sink."""
-    central = replace(config, inference=replace(config.inference, placement="central"))
+    actor, inference = replace(config.actor, fetch_every=0), replace(config.inference, placement="central")
+    central = replace(config, actor=actor, inference=inference)
     spec = measure_spec(config.env)
     with started_ray():
         params = _remote(ParamProcess).remote(partial(build_param_server, time.monotonic))

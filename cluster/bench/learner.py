@@ -93,10 +93,10 @@ def played_unrolls(config: QueueRun[Any] | LockstepRun[Any], spec: Spec) -> list
     per_update = config.learner.unrolls if isinstance(config, QueueRun) else config.actor.num
     count = per_update * -(-BATCHES // per_update)
     played = play(config, spec, fresh_params(config, spec), 0, config.actor.unroll_length, count)
-    packed = [wire.encode_unroll(unroll) for unroll in played]
+    packed = [wire.encode_whole(unroll) for unroll in played]
     for buffer in packed:
         buffer.flags.writeable = False
-    return [wire.decode_unroll(buffer) for buffer in packed]
+    return [wire.decode_whole(buffer) for buffer in packed]
 
 
 def sampled_batches(config: ReplayRun[Any], spec: Spec) -> list[Sampled]:

@@ -26,7 +26,7 @@ class PackingSink:
 
     def insert(self, unroll: Unroll) -> None:
         """Pack an unroll and forget it."""
-        wire.encode_unroll(unroll)
+        wire.encode_unroll(unroll) if unroll.next_obs is None else wire.encode_whole(unroll)
 
     def must_wait(self) -> str:
         """Never wait."""

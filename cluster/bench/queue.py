@@ -32,7 +32,7 @@ def measure(config: QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
     """Return the unrolls per second that all actors send and a learner takes."""
     spec = measure_spec(config.env)
     params = fresh_params(config, spec)
-    packed = wire.encode_unroll(played(config, spec, params, 0)[0])
+    packed = wire.encode_whole(played(config, spec, params, 0)[0])
     with started_ray():
         passed = _flow(config, spec, params, seconds / 2)
         (copies,) = rates([_copying(packed)], seconds / 4)
