@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.inference import Inference
 from cluster.handles import FETCH_EVERY_S, FETCH_SOON_S, Peer
@@ -108,15 +108,22 @@ class InferenceProcess:
     async def _follow(self) -> None:
         """Hear of newer parameters as long as the process lives."""
         while True:
+            server = self._server
             try:
-                if self._server.handle is not None:
-                    fresh = await self._server.handle.fetch.remote(self._params.version)
+                if server.handle is not None:
+                    fresh = await server.handle.fetch.remote(self._params.version)
                     if fresh is not None:
                         version, packed = fresh
                         self._params.hear(version, await packed[0] if isinstance(packed, list) else packed)
                         self._look()
-            except RayError:
-                self._server = self._server._replace(handle=None)  # it died: its successor will be introduced
+            except ObjectLostError:
+                pass  # its owner died meanwhile: the next question hears of that
+            except RayActorError:
+                if self._server is server:  # else its successor was introduced before its death was heard of
+                    self._server = server._replace(handle=None)
+            except Exception:  # nobody else would ever hear of it
+                self._error = traceback.format_exc()
+                return
             await self._pause()
 
     async def _pause(self) -> None:
