@@ -1,5 +1,6 @@
 """What must be true before a run leaves its first trace: checks that need the environment itself."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from actors.envs import measure_spec
@@ -23,9 +24,19 @@ def refuse_what_cannot_run(config: Config[Any]) -> Checked:
     build_algorithm(config).networks(spec)
     plan = plan_memory(config, spec)
     refuse_what_does_not_fit(plan, available_bytes(), free_shm())
-    if isinstance(config, ReplayRun | QueueRun | LockstepRun) and config.learner.device == "cuda":
+    insisting = [section for section, device in _devices(config).items() if device == "cuda"]
+    if insisting:
         import torch  # two seconds, only for those who insist on a GPU
 
         there = torch.cuda.is_available()
-        check(there, "learner.device must be auto or cpu where there is no GPU, got cuda")
+        check(there, f"{insisting[0]}.device must be auto or cpu where there is no GPU, got cuda")
     return Checked(spec, plan)
+
+
+def _devices(config: Config[Any]) -> Mapping[str, str]:
+    """Return which device each section that is used asks for."""
+    if not isinstance(config, ReplayRun | QueueRun | LockstepRun):
+        return {}
+    if config.inference.placement == "local":
+        return {"learner": config.learner.device}
+    return {"learner": config.learner.device, "inference": config.inference.device}

@@ -270,6 +270,20 @@ def test_who_acts_for_actors_must_fit_them(flags: list[str], sentence: str) -> N
     assert str(refused.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("section", ["learner", "inference"])
+def test_a_gpu_that_is_not_there_is_missed_before_a_run_begins(section: str) -> None:
+    import torch
+
+    from cluster.preflight import refuse_what_cannot_run
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    flags = ["--inference.placement", "central", f"--{section}.device", "cuda"]
+
+    with pytest.raises(ConfigError, match=f"{section}.device must be auto or cpu where there is no GPU, got cuda"):
+        refuse_what_cannot_run(load("cartpole-a2c", split(flags)[1]))
+
+
 def test_torch_on_the_processor_gives_what_numpy_gives() -> None:
     from starling.networks.torch_forward import TorchForward
 
