@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.inference import Inference
 from cluster.handles import FETCH_EVERY_S, FETCH_SOON_S, Peer
@@ -110,13 +110,20 @@ class InferenceProcess:
         while True:
             server = self._server
             try:
-                if server.handle is not None and (fresh := await server.handle.fetch.remote(self._params.version)):
-                    version, packed = fresh
-                    self._params.hear(version, await packed[0] if isinstance(packed, list) else packed)
-                    self._look()
-            except RayError:
-                if self._server is server:  # it died, and its successor is not introduced yet
+                if server.handle is not None:
+                    fresh = await server.handle.fetch.remote(self._params.version)
+                    if fresh is not None:
+                        version, packed = fresh
+                        self._params.hear(version, await packed[0] if isinstance(packed, list) else packed)
+                        self._look()
+            except ObjectLostError:
+                pass  # its owner died meanwhile: the next question hears of that
+            except RayActorError:
+                if self._server is server:  # else its successor was introduced before its death was heard of
                     self._server = server._replace(handle=None)
+            except Exception:  # nobody else would ever hear of it
+                self._error = traceback.format_exc()
+                return
             await self._pause()
 
     async def _pause(self) -> None:

@@ -1,7 +1,8 @@
 """The way to an inference role, over lines that are no network: what is asked again, and that nobody waits for ever."""
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from actors.worker import Actor
 from learner.inlet import version_of
 from learner.lineup import Lineup
 from learner.local import LocalInlet
-from starling import act_wire
+from starling import act_wire, wire
 from starling.errors import CodecError
 from starling.metrics import no_clock
 from starling.params import Params
@@ -378,3 +379,90 @@ def test_in_lockstep_every_version_is_learned_from_once() -> None:
     assert versions == list(range(1, len(versions) + 1))
     assert len(versions) > 5
     assert all(np.unique(unroll.columns["version"]).size == 1 for unrolls in world.learned for unroll in unrolls)
+
+
+class Handle:
+    """A parameter server as an inference role's process reaches it; a test answers its questions."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[Any]] = asyncio.Queue()
+        self.fetch = self
+
+    def remote(self, newer_than: int) -> asyncio.Future[Any]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(answer)
+        return answer
+
+    async def dies(self, why: Exception) -> None:
+        (await self.asked.get()).set_exception(why)
+
+    async def answers(self, version: int, packed: Any) -> None:
+        (await self.asked.get()).set_result((version, packed))
+
+
+def peer(handle: Handle, generation: int = 0) -> Any:
+    from cluster.handles import Peer
+
+    return Peer("param_server[0]", handle, generation)
+
+
+def process_of(handle: Handle) -> Any:
+    from cluster.inference_process import InferenceProcess
+
+    def build(generation: int, newest: Any) -> Inference:
+        return role_of(newest)
+
+    return InferenceProcess("inference[0]", build, 0, {"newest": [peer(handle)]})
+
+
+async def version_that_acts(process: Any) -> int:
+    answer = await process.act(act_wire.encode_question(question()))
+    return act_wire.decode_answer(answer).version
+
+
+def run_scene(scene: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(scene, 5.0))  # a scene that never ends has failed
+
+
+def test_a_successor_of_the_parameter_server_is_followed_also_if_it_comes_before_the_death_is_heard_of() -> None:
+    from ray.exceptions import RayActorError
+
+    async def scene() -> int:
+        first, second = Handle(), Handle()
+        process = process_of(first)
+        await process.beat()
+        dying = await first.asked.get()
+        await process.connect(peer(second, 1))
+        dying.set_exception(RayActorError())
+        await second.answers(7, wire.encode_params(params_of(7)))
+        return await version_that_acts(process)
+
+    assert run_scene(scene()) == 7
+
+
+def test_parameters_that_were_lost_on_their_way_are_asked_for_again() -> None:
+    from ray.exceptions import ObjectLostError
+
+    async def scene() -> int:
+        server = Handle()
+        process = process_of(server)
+        await process.beat()
+        lost = asyncio.get_running_loop().create_future()
+        lost.set_exception(ObjectLostError("00", None, ""))
+        await server.answers(6, [lost])
+        await server.answers(7, wire.encode_params(params_of(7)))
+        return await version_that_acts(process)
+
+    assert run_scene(scene()) == 7
+
+
+def test_a_role_that_cannot_follow_the_parameters_any_more_says_so() -> None:
+    async def scene() -> str:
+        process = process_of(server := Handle())
+        await process.beat()
+        await server.answers(7, np.zeros(3, np.uint8))
+        while not (beat := await process.beat()).error:
+            await asyncio.sleep(0)
+        return str(beat.error)
+
+    assert "CodecError" in run_scene(scene())
