@@ -200,7 +200,10 @@ class SegmentReader:
         if crc != crc32(head[: _FILE.size]) or magic != MAGIC:
             raise damaged(self.path, 0, "it does not begin as a segment of a replay log")
         if version != VERSION:
-            raise RunError(f"{self.path} has version {version}, and this Starling reads {VERSION}")
+            raise RunError(
+                f"{self.path} has version {version}, and this Starling reads {VERSION}: export its steps with the "
+                "Starling that wrote it, or remove the folder of the run's replay to go on with an empty one"
+            )
         in_a_log = self.path.stem.isdigit()  # what was taken out of one may have any name
         if in_a_log and self.path.name != segment_name(serial):
             raise damaged(self.path, 0, f"it begins with record {serial}, which is not what its name says")

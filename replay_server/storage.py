@@ -1,6 +1,7 @@
 """The ring in which a shard keeps steps: every observation once, in preallocated columns."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from replay_server import starts
 from starling.errors import check
-from starling.packed import DRAWN, NEXT, PackedUnroll, flat, names_in, row_dtype
+from starling.packed import ALONE, DRAWN, NEXT, PackedUnroll, flat, names_in, pack, row_dtype, unpack
 from starling.spec import ArraySpec, Spec
 from starling.types import Array, Columns
 from starling.windows import Window
@@ -134,7 +135,8 @@ class Storage:
 
     def append(self, unroll: PackedUnroll) -> NDArray[np.int64]:
         """Write an unroll's rows; returns the row of each step, `[T, E]`; those of autoreset rows mean nothing."""
-        rows, first = self._as_kept(unroll.rows), self.end
+        unroll = self._as_kept(unroll)
+        rows, first = unroll.rows, self.end
         ended = rows["terminated"] | rows["truncated"]
         assert np.count_nonzero(ended) == len(unroll.final_at), "each ended step needs its final observation"
         end = first + len(rows)
@@ -228,14 +230,20 @@ class Storage:
             stack[before - 1] = self._previous[stack[before]]
         return stack
 
-    def _as_kept(self, rows: NDArray[np.void]) -> NDArray[np.void]:
-        """Return rows in the very columns of the ring: those of an unroll may be others, or in other types."""
-        if rows.dtype == self._near.dtype:
-            return rows
-        kept: NDArray[Any] = np.zeros(len(rows), self._near.dtype)
-        for name in (*names_in(kept.dtype), NEXT):
-            kept[name] = rows[name]
-        return kept
+    def _as_kept(self, unroll: PackedUnroll) -> PackedUnroll:
+        """Return an unroll in the very columns of the ring: its own may be others, or in other types.
+
+        A wider type may make a column too large for a row, so it is packed anew.
+        """
+        if unroll.rows.dtype == self._near.dtype:
+            return unroll
+        whole = unpack(unroll)
+        columns = {name: whole.columns[name].astype(kept.dtype, copy=False) for name, kept in self._columns.items()}
+        columns |= {name: whole.columns[name] for name in ALONE}
+        final_obs = whole.final_obs.astype(self._columns["obs"].dtype, copy=False)
+        again = pack(replace(whole, columns=columns, final_obs=final_obs))
+        assert again.rows.dtype == self._near.dtype, "steps must have the shapes that the shard keeps"
+        return again
 
     def _append_far(self, unroll: PackedUnroll, first: int) -> None:
         acted, last = unroll.column("acted"), first + unroll.num_steps

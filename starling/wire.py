@@ -15,7 +15,7 @@ from starling.types import Array, Columns, SampleReply, SampleRequest, Unroll
 
 _UNROLL = {"rows", "final_at", "column/acted", "unroll"}  # what no unroll is without
 
-_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float64)
+_INT, _FLOAT, _BOOL = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.bool_)
 
 Reserved = tuple[NDArray[np.uint8], Columns]
 Make = Callable[[Entries], Columns]
@@ -36,8 +36,9 @@ def decode_packed(buffer: Octets) -> PackedUnroll:
     """
     arrays, meta = decode(buffer[: -SEAL.size])
     if arrays.keys() >= _UNROLL:
-        rows, who = arrays["rows"], arrays["unroll"]
-        if NEXT in (rows.dtype.names or ()) and _is_int(who, 3):
+        rows, final_at, who = arrays["rows"], arrays["final_at"], arrays["unroll"]
+        of_steps = rows.ndim == 1 and NEXT in (rows.dtype.names or ()) and _is_grid(arrays["column/acted"])
+        if of_steps and _is_int(final_at, final_at.size) and final_at.size <= rows.size and _is_int(who, 3):
             actor, generation, sequence = who.tolist()
             return PackedUnroll(actor, generation, sequence, arrays)
     raise CodecError(f"buffer must hold an unroll, got arrays {sorted(arrays)} and meta {sorted(meta)}")
@@ -219,6 +220,10 @@ def _arrays_of(reply: SampleReply) -> Columns:
 
 def _is_int(array: Array, length: int) -> bool:
     return array.dtype == _INT and array.shape == (length,)
+
+
+def _is_grid(acted: Array) -> bool:
+    return acted.dtype == _BOOL and acted.ndim == 2 and acted.size > 0
 
 
 def _kinds(arrays: Columns) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

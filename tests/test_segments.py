@@ -3,6 +3,7 @@ import os
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_a_flipped_bit_is_damage_wherever_it_is(tmp_path: Path) -> None:
         path.write_bytes(flipped)
         with pytest.raises(RunError, match=r"\.seg (is damaged at byte \d+: .+|has version .+)$"):
             list(read_records(path))
+
+
+def test_a_file_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[8:12] = (1).to_bytes(4, "little")
+    data[24:28] = crc32(data[:24]).to_bytes(4, "little")
+    path.write_bytes(data)
+
+    with pytest.raises(RunError, match=r"has version 1, and this Starling reads \d: export its steps .+, or remove "):
+        list(read_records(path))
 
 
 def test_an_unroll_that_is_not_the_one_its_writer_sealed_is_damage(tmp_path: Path) -> None:

@@ -107,3 +107,21 @@ def test_steps_in_other_types_are_stored_in_the_shards_own() -> None:
     assert kept["reward"].dtype == np.float32
     np.testing.assert_array_equal(kept["reward"], [np.arange(5.0)])
     np.testing.assert_array_equal(kept["obs"][0], unroll.columns["obs"][:, 0])
+
+
+@pytest.mark.parametrize(("kept", "sent"), [("f4", "f8"), ("f8", "f4")])
+def test_steps_whose_own_type_makes_them_too_large_for_a_row_or_small_enough_are_stored_too(
+    kept: str, sent: str
+) -> None:
+    spec = replace(SPEC, obs=ArraySpec((10,), kept))  # 40 or 80 bytes
+    storage = Storage(20, columns_of(spec, EXTRA), Window())
+    unroll = bandit_unroll(None, count=8)
+    obs = np.arange(80).reshape(8, 1, 10).astype(sent)
+    wide = replace(unroll, columns={**unroll.columns, "obs": obs}, final_obs=-obs[:, 0])
+
+    for _ in range(2):  # also across the seam
+        rows = storage.append(pack(wide))
+
+    window = storage.gather(storage.slots(rows[:, 0]))
+    assert window["obs"].dtype == kept
+    np.testing.assert_array_equal(window["obs"], [obs[:, 0], -obs[:, 0]])

@@ -15,6 +15,7 @@ from starling.types import Columns, SampleReply, SampleRequest, Unroll
 from starling.wire import (
     Answers,
     Make,
+    decode_packed,
     decode_params,
     decode_reply,
     decode_request,
@@ -249,6 +250,30 @@ def test_what_is_no_whole_unroll_is_refused() -> None:
     for buffer in [encode_params(some_params()), encode(without), encode(arrays | {"unroll": np.arange(2)})]:
         with pytest.raises(CodecError, match="must hold a whole unroll"):
             decode_whole(buffer)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"final_at": np.array(1)},
+        {"final_at": np.array([[1]])},
+        {"final_at": np.array([1.0])},
+        {"final_at": np.arange(7)},
+        {"rows": np.zeros((), [("->", "<i4")])},
+        {"rows": np.zeros((2, 3), [("->", "<i4")])},
+        {"column/acted": np.array(True)},
+        {"column/acted": np.ones(6, np.bool_)},
+        {"column/acted": np.ones((3, 2), np.int64)},
+        {"column/acted": np.ones((0, 2), np.bool_)},
+    ],
+    ids=lambda part: " ".join(f"{name} {array.dtype} {array.shape}" for name, array in part.items()),
+)
+@pytest.mark.parametrize("read", [decode_packed, decode_unroll])
+def test_parts_that_no_unroll_has_are_refused(part: Columns, read: Callable[[Any], Any]) -> None:
+    arrays, _ = decode(encode_unroll(an_unroll())[: -SEAL.size])
+
+    with pytest.raises(CodecError, match="must hold an unroll"):
+        read(sealed(encode(arrays | part)))
 
 
 @pytest.mark.parametrize(
