@@ -8,8 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cluster.config import Config, ReplayRun
 from cluster.roles import build_algorithm
 from replay_server.segments import SUFFIX, Position, SegmentReader, SegmentWriter
@@ -120,7 +118,7 @@ class Inbox:
                     rule = f"must fit in a shard, which keeps {self._rows} steps (replay.capacity)"
                     raise DataError(f"{path}, unroll {number}: its steps {rule}, got {needed}")
                 self._steps += unroll.num_steps
-                yield unroll.actor, np.frombuffer(record.unroll, np.uint8)
+                yield unroll.actor, wire.encode_unroll(unroll)  # as we would have written what was looked at
         if reader.torn_bytes:
             raise DataError(f"{path} is damaged: its last {reader.torn_bytes} bytes are no whole record")
 

@@ -22,6 +22,7 @@ class Optimizers:
         self._nets = nets
         self._optimizers = {name: _optimizer(config, group, nets) for name, group in groups.items()}
         self._updates = 0
+        self.steps = 0  # taken or refused
 
     def begin(self, updates: int, rest: float = 1.0) -> None:
         """Begin the update after `updates` of them, at this part of the learning rates."""
@@ -32,6 +33,7 @@ class Optimizers:
 
     def step(self, losses: Mapping[str, Tensor]) -> bool:
         """Take one step per group that is due; return False, having moved nothing, if anything is not finite."""
+        self.steps += 1
         due = [name for name, group in self._groups.items() if self._updates % group.every == 0]
         self._nets.gradient.zero_()
         for name in due:

@@ -154,6 +154,7 @@ class Learner:
         for name, value in self._metrics.copy().items():
             self._meter.gauge(name, float(value))
         stats = self._meter.snapshot()
+        stats["turns"] += self._optimizers.steps  # an update of many is long, but does not hang
         for kind, figures in self._feed.stats().items():
             stats[kind] |= figures
         return stats

@@ -189,3 +189,19 @@ def test_an_actors_unrolls_come_in_at_the_learners_inlet() -> None:
     learner, lineup, _ = learner_of(Slope())
 
     assert learner.inlet is lineup
+
+
+def test_a_long_update_is_seen_to_get_on() -> None:
+    turns = []
+
+    class Watched(Thrice):
+        def losses(self, nets: Nets, batch: Batch, rng: object) -> Losses:
+            turns.append(learner.stats()["turns"])
+            return super().losses(nets, batch, rng)
+
+    learner, lineup, _ = learner_of(Watched())
+    learner.step()
+    lineup.insert(unroll_of(version=learner.version))
+    learner.step()
+
+    assert turns[0] < turns[1] < turns[2]
