@@ -224,10 +224,8 @@ def parse(text: str) -> Config[Any]:
 
 
 def read_layers(source: str) -> list[Layer]:
-    """Read the tables beneath the flags: a preset, or a file and the preset that it names."""
-    if not is_file(source):
-        return [parse_toml(preset(source).text, f"preset {source}")]
-    layer = read_toml(Path(source))
+    """Read the tables beneath the flags: a preset or a file, laid over the preset that it names, if it does."""
+    layer = read_toml(Path(source)) if is_file(source) else parse_toml(preset(source).text, f"preset {source}")
     if "preset" not in layer.values:
         return [layer]
     name = layer.values["preset"]
