@@ -79,21 +79,14 @@ def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, s
     runtime.loop("evaluator", 0, judge, params=[params])
 
 
-def queue(runtime: Runtime, config: QueueRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
-    """Actors send whole unrolls to the learner, which keeps them in a bounded queue and publishes what it learns."""
-    params = runtime.server("param_server", 0, partial(build_param_server, clock))
-    learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
-    learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])
-    acts = actions(runtime, config, spec, clock, start, newest=[params])
-    for actor in range(config.actor.num):
-        play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
-        runtime.loop("actor", actor, play, learner=[learner], **acts[actor % len(acts)])
-    judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
-    runtime.loop("evaluator", 0, judge, params=[params])
+def unrolls(
+    runtime: Runtime, config: QueueRun[Any] | LockstepRun[Any], spec: Spec, clock: Clock, start: Start = FRESH
+) -> None:
+    """Actors send whole unrolls to the learner, which publishes what it learns.
 
-
-def lockstep(runtime: Runtime, config: LockstepRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:
-    """Actors play one unroll by each version, and the learner learns from all of them at once."""
+    The picture is the same whether it keeps them in a queue or in a lineup, for which an actor plays once by each
+    version: only who waits for whom differs.
+    """
     params = runtime.server("param_server", 0, partial(build_param_server, clock))
     learn = partial(build_unroll_learner, config, spec, clock, start=start.only("learner[0]"))
     learner = runtime.loop("learner", 0, learn, publisher=[params], params=[params])

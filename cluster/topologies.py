@@ -68,8 +68,8 @@ def _by_learner(launch: Callable[..., None]) -> Arrangement:
 
 ARRANGEMENTS: dict[Topology, Arrangement] = {
     "replay": _by_learner(launch.replay),
-    "queue": _by_learner(launch.queue),
-    "lockstep": _by_learner(launch.lockstep),
+    "queue": _by_learner(launch.unrolls),
+    "lockstep": _by_learner(launch.unrolls),
     "gradients": Arrangement(
         launch=launch.gradients,
         learns="param_server",
