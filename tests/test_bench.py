@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cluster.bench.figure import WINDOWS, Figure, rate, rates
+from cluster.bench.neighbours import Taker
 from cluster.bench.process import BENCHES, benches_for, run_bench, stem
-from cluster.bench.queue import Taker
 from cluster.bench.train import Sample, allowed, speeds
 from cluster.cli import main
 from cluster.commands.bench import readable, regressions

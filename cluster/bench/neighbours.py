@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from actors.envs import make_copies
 from actors.rollout import Rollout
-from cluster.config import Config
+from cluster.config import Config, QueueRun
 from cluster.roles import ACTOR, build_algorithm, seed_of
+from learner.unroll_queue import UnrollQueue
 from starling import wire
-from starling.metrics import Meter, no_clock
+from starling.metrics import Clock, Meter, no_clock
 from starling.networks.forward import build_forward
 from starling.networks.modules import build_modules
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Place, Sampled, Ticket, Unroll
+from starling.types import Place, Progress, Sampled, Ticket, Unroll
 
 
 class PackingSink:
@@ -35,6 +36,27 @@ class PackingSink:
     def publish(self, version: int, params: Params) -> None:
         """Pack parameters and forget them."""
         wire.encode_params(params)
+
+
+class Taker:
+    """Takes unrolls and forgets them: a learner whose updates take no time."""
+
+    def __init__(self, config: QueueRun[Any], clock: Clock, generation: int = 0) -> None:
+        once = replace(config.queue, uses=1)  # what is learned from again does not come again
+        self.inlet = UnrollQueue(once, config.learner.unrolls, config.actor.num, clock)
+        self._meter = Meter(clock)
+
+    def step(self) -> Progress:
+        """Take an update's unrolls, or say what for it waits."""
+        unrolls = self.inlet.take(version=1)
+        if isinstance(unrolls, str):
+            return Progress(waits=unrolls)
+        self._meter.count("unrolls", len(unrolls))
+        return Progress(work={"unrolls": len(unrolls)})
+
+    def stats(self) -> dict[str, Any]:
+        """Return how many came."""
+        return self._meter.snapshot()
 
 
 class OneVersion:

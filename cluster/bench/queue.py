@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -13,16 +12,15 @@ import ray
 from actors.envs import measure_spec
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.flows import READY_LIMIT_S, WINDOWS, Writer, alarm
-from cluster.bench.neighbours import fresh_params, play
+from cluster.bench.neighbours import Taker, fresh_params, play
 from cluster.bench.on_ray import calls_per_s, started_ray
 from cluster.config import QueueRun
 from cluster.members import Members
-from learner.unroll_queue import UnrollQueue
 from starling import wire
-from starling.metrics import Clock, Meter
+from starling.metrics import Clock
 from starling.params import Params
 from starling.spec import Spec
-from starling.types import Progress, ReplaySink, Unroll
+from starling.types import ReplaySink, Unroll
 
 UNROLLS = 16
 TICK_S = 0.02
@@ -48,27 +46,6 @@ def measure(config: QueueRun[Any], preset: str, seconds: float) -> list[Figure]:
             settings=settings,
         )
     ]
-
-
-class Taker:
-    """Takes unrolls and forgets them: a learner whose updates take no time."""
-
-    def __init__(self, config: QueueRun[Any], clock: Clock, generation: int = 0) -> None:
-        once = replace(config.queue, uses=1)  # what is learned from again does not come again
-        self.inlet = UnrollQueue(once, config.learner.unrolls, config.actor.num, clock)
-        self._meter = Meter(clock)
-
-    def step(self) -> Progress:
-        """Take an update's unrolls, or say what for it waits."""
-        unrolls = self.inlet.take(version=1)
-        if isinstance(unrolls, str):
-            return Progress(waits=unrolls)
-        self._meter.count("unrolls", len(unrolls))
-        return Progress(work={"unrolls": len(unrolls)})
-
-    def stats(self) -> dict[str, Any]:
-        """Return how many came."""
-        return self._meter.snapshot()
 
 
 def played(config: QueueRun[Any], spec: Spec, params: Params, actor: int) -> list[Unroll]:
