@@ -6,20 +6,16 @@ from typing import Any, Protocol
 
 from cluster.config import GradientsRun, LockstepRun, QueueRun, ReplayRun
 from cluster.figures import INFERENCE
+from cluster.learners import build_learner, build_unroll_learner
+from cluster.players import build_actor, build_inference, build_unroll_actor, build_worker
 from cluster.roles import (
     FRESH,
     Start,
-    build_actor,
     build_evaluator,
-    build_inference,
-    build_learner,
     build_param_server,
     build_shard,
     build_slice,
     build_slices_evaluator,
-    build_unroll_actor,
-    build_unroll_learner,
-    build_worker,
 )
 from starling.metrics import Clock
 from starling.spec import Spec

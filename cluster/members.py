@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 import ray
@@ -31,9 +32,9 @@ BACK_OFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 START_ORDER = ("learner", INFERENCE, "actor", "replay_server", "param_server", "evaluator")
 
-KEPT, KEEP_EVERY_S = "learner", 5.0
-"""A kind whose state is asked for this often, so that a successor has what is not published: optimizers, and networks
-that no actor runs"""
+KEEP_EVERY_S = {"learner": 5.0, "param_server": 1.0}
+"""How often a role's state is asked for, so that a successor has what is not published: optimizers, networks that no
+actor runs, slices. What is lost of a slice that dies: the gradients that it applied in this time"""
 
 INTRODUCED_LATE = "replay_server"
 """A kind whose neighbours hear of an incarnation when it first answers: until then it restores what it is to serve"""
@@ -60,10 +61,10 @@ class Member:
     down_at: float | None = None
     restarts: deque[float] = field(default_factory=deque)
     before: dict[str, int] = field(default_factory=dict)  # counts of earlier incarnations
-    newest: Buffer | None = None  # state of a slice, as its last beat with one had it
-    kept: Buffer | None = None  # state of a learner, as it was last asked for
+    keep_every_s: float = inf  # asks for the state that a successor begins with
+    kept: Buffer | None = None  # that state
     keeping: Any = None  # the question for it that is under way
-    kept_at: float = 0.0
+    asked_to_keep_at: float = -inf
 
 
 class Members:
@@ -91,10 +92,10 @@ class Members:
         name = f"param_server[{index}]"
 
         def spawn(generation: int, peers: Mapping[str, list[Peer]]) -> Any:
-            newest = self._members[name].newest
-            return _remote(SliceProcess).remote(partial(build, generation=generation, newest=newest))
+            kept = self._members[name].kept
+            return _remote(SliceProcess).remote(partial(build, generation=generation, kept=kept))
 
-        return self._declare(name, spawn, {})
+        return self._declare(name, spawn, {}, KEEP_EVERY_S["param_server"])
 
     def loop(self, kind: str, index: int, build: Callable[..., Any], **peers: Sequence[str]) -> str:
         """Declare a role with a loop and the roles that it talks to, and return its name."""
@@ -144,9 +145,9 @@ class Members:
         """Say whether a role has answered since it was made."""
         return self._members[name].beat is not None
 
-    def newest(self, name: str) -> Buffer | None:
-        """Return the state that a slice was last heard in, if it was."""
-        return self._members[name].newest
+    def kept(self, name: str) -> Buffer | None:
+        """Return the state that a role was last heard in, if it is one that is kept for its successor."""
+        return self._members[name].kept
 
     def names(self) -> list[str]:
         """Return the name of every role."""
@@ -183,15 +184,15 @@ class Members:
         except RayError:
             return None
 
-    def _declare(self, name: str, spawn: Spawn, peers: Mapping[str, Sequence[str]]) -> str:
-        self._members[name] = Member(name, spawn, peers)
+    def _declare(self, name: str, spawn: Spawn, peers: Mapping[str, Sequence[str]], keep_every_s: float = inf) -> str:
+        self._members[name] = Member(name, spawn, peers, keep_every_s=keep_every_s)
         return name
 
     def _spawn(self, member: Member) -> None:
         member.generation += 1
         peers = {argument: [self._peer(role) for role in roles] for argument, roles in member.peers.items()}
         member.handle = member.spawn(member.generation, peers)
-        member.turned_at = member.kept_at = self._clock()
+        member.turned_at, member.asked_to_keep_at = self._clock(), -inf
         member.beat = member.asked = member.keeping = None
         member.pid = 0
         if kind_of(member.name) != INTRODUCED_LATE:
@@ -231,8 +232,8 @@ class Members:
     def _keep(self, member: Member, now: float) -> None:
         """Ask for a state now and then that a successor can go on from; nobody waits for the answer."""
         if member.keeping is None:
-            if now - member.kept_at >= KEEP_EVERY_S:
-                member.keeping, member.kept_at = member.handle.state.remote(), now
+            if now - member.asked_to_keep_at >= member.keep_every_s:
+                member.keeping, member.asked_to_keep_at = member.handle.state.remote(), now
         elif _ready(member.keeping):
             try:
                 member.kept = ray.get(member.keeping)
@@ -255,10 +256,9 @@ class Members:
                 member.down_at = None
             member.turned_at = now
         member.beat, member.pid = beat, beat.pid
-        member.newest = member.newest if beat.state is None else beat.state
         if first and kind_of(member.name) == INTRODUCED_LATE:
             self._introduce(member)
-        if beat.beats and kind_of(member.name) == KEPT:
+        if beat.beats and member.keep_every_s < inf:
             self._keep(member, now)
         limit = HANG_LIMIT_S if beat.beats else START_LIMIT_S
         if now - member.turned_at > limit:

@@ -38,7 +38,6 @@ WAIT_S = 0.05
 STOP_S = 2.5
 STATE_POLL_S = 0.02
 STATE_S = 2.0
-SLICE_STATE_EVERY_S = 1.0  # what is lost of a slice that dies: the gradients that it applied in this time
 
 
 class Beat(NamedTuple):
@@ -51,7 +50,6 @@ class Beat(NamedTuple):
     error: str = ""  # the role's own exception, with its traceback
     news: Sequence[Any] = ()  # what happened since the last beat, for the run folder
     lost: int = 0  # calls that were never answered
-    state: Buffer | None = None  # of a slice, now and then: what its successor begins with
 
 
 class ShardProcess:
@@ -147,7 +145,6 @@ class SliceProcess:
     def __init__(self, build: Callable[[], ParamSlice]) -> None:
         self._slice = build()
         self._beats = 0
-        self._told_at = float("-inf")
 
     def push(self, push: Buffer) -> Buffer:
         """Apply a gradient."""
@@ -162,12 +159,9 @@ class SliceProcess:
         return pack_state(self._slice.state())
 
     def beat(self) -> Beat:
-        """Return what the role did, and once a second all that it is."""
+        """Return what the role did."""
         self._beats += 1
-        state = None
-        if time.monotonic() - self._told_at >= SLICE_STATE_EVERY_S:
-            state, self._told_at = self.state(), time.monotonic()
-        return Beat(os.getpid(), self._beats, self._slice.stats(), state=state)
+        return Beat(os.getpid(), self._beats, self._slice.stats())
 
 
 @runtime_checkable

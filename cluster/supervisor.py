@@ -174,11 +174,11 @@ class Supervisor:
         return [name for kind in kinds for name in names if kind_of(name) == kind]
 
     def _states(self) -> dict[str, State]:
-        """Ask the roles that are kept beside the shards for their states; of a slice that is down, its last one."""
+        """Ask the roles that are kept beside the shards for their states; of one that is down, what is kept of it."""
         states = {}
         for name in self._of(*self._arrangement.keeps):
             packed = self._members.ask(name, "state", limit_s=STATE_LIMIT_S)
-            packed = self._members.newest(name) if packed is None else packed
+            packed = self._members.kept(name) if packed is None else packed
             if packed is not None:
                 states[name] = unpack_state(packed)
         return states

@@ -111,8 +111,11 @@ class ReplayFeed:
         self._source.update_priorities(ticket, priorities.cpu().numpy().astype(np.float64))
 
 
-class UnrollPlace(Inlet, UnrollSource, Lasting, Measured, Protocol):
+class UnrollPlace(Inlet, UnrollSource, Measured, Protocol):
     """Where unrolls are between the actors and the learner."""
+
+    def clear(self) -> None:
+        """Begin anew, and empty."""
 
 
 class UnrollFeed:
@@ -132,12 +135,12 @@ class UnrollFeed:
         return Taken(batch_of(unrolls, self._device), versions, amount, tuple(unroll.columns for unroll in unrolls))
 
     def state(self) -> State:
-        """Return what its place keeps."""
-        return self.inlet.state()
+        """Return nothing: unrolls are played again."""
+        return State()
 
     def restore(self, state: State) -> None:
-        """Go on from a state of its place."""
-        self.inlet.restore(state)
+        """Begin with an empty place."""
+        self.inlet.clear()
 
     def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the figures of its place."""

@@ -5,7 +5,6 @@ from typing import Any
 
 from learner.inlet import Heard, version_of
 from starling.metrics import Clock
-from starling.state import State
 from starling.types import InsertReply, Room, Unroll
 
 
@@ -21,7 +20,7 @@ class Lineup:
         self._clock = clock
         self._lock = Lock()
         self._came = Event()
-        self._held: dict[int, Unroll] = {}  # by actor
+        self._held: dict[int, tuple[int, Unroll]] = {}  # by actor, with the version
         self._heard = Heard()
         self._version, self._since = 0, clock()  # what was asked for last, and since when
         self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
@@ -31,10 +30,10 @@ class Lineup:
         version = version_of(unroll)
         with self._lock:
             there = self._held.get(unroll.actor)
-            accepted = self._heard.is_new(unroll) and (there is None or version_of(there) < version)
+            accepted = self._heard.is_new(unroll) and (there is None or there[0] < version)
             if accepted:
                 self._counts["unrolls_stale"] += there is not None
-                self._held[unroll.actor] = unroll
+                self._held[unroll.actor] = version, unroll
                 self._came.set()
             else:
                 self._counts["unrolls_refused"] += 1
@@ -50,7 +49,7 @@ class Lineup:
             if version != self._version:
                 self._version = version
                 self._since = self._clock()
-            stale = [actor for actor, unroll in self._held.items() if version_of(unroll) != version]
+            stale = [actor for actor, (of, _) in self._held.items() if of != version]
             for actor in stale:
                 del self._held[actor]
             self._counts["unrolls_stale"] += len(stale)
@@ -60,18 +59,14 @@ class Lineup:
                 names = ", ".join(f"actor[{actor}]" for actor in missing)
                 passed = self._clock() - self._since
                 return f"learner waits for unrolls of version {version} from {names}, for {passed:.0f} s"
-            return [self._held.pop(actor) for actor in range(self._actors)]
+            return [self._held.pop(actor)[1] for actor in range(self._actors)]
 
     def wait(self, timeout_s: float) -> None:
         """Return when an unroll has come since one was missing, or after this time."""
         self._came.wait(timeout_s)
 
-    def state(self) -> State:
-        """Return nothing: what is here is played again."""
-        return State()
-
-    def restore(self, state: State) -> None:
-        """Begin anew, and empty."""
+    def clear(self) -> None:
+        """Begin anew, and empty: what was here is played again."""
         with self._lock:
             self._held.clear()
             self._heard.clear()

@@ -8,7 +8,6 @@ from typing import Any
 from learner.config import QueueConfig
 from learner.inlet import Heard, version_of
 from starling.metrics import Clock
-from starling.state import State
 from starling.types import InsertReply, Room, Unroll
 
 FULL = "its queue is full"
@@ -83,12 +82,8 @@ class UnrollQueue:
         """Return when an unroll has come since one was missing, or after this time."""
         self._came.wait(timeout_s)
 
-    def state(self) -> State:
-        """Return nothing: what is in the queue is played again."""
-        return State()
-
-    def restore(self, state: State) -> None:
-        """Begin anew, and empty."""
+    def clear(self) -> None:
+        """Begin anew, and empty: what was here is played again."""
         with self._lock:
             self._held.clear()
             self._heard.clear()

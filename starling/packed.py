@@ -81,6 +81,7 @@ def pack(unroll: Unroll | PackedUnroll) -> PackedUnroll:
     """Return the unroll as arrays; those of its large columns are its own."""
     if isinstance(unroll, PackedUnroll):
         return unroll
+    assert unroll.next_obs is None, "what is learned from whole needs all that its rows hold"
     columns, final_at = unroll.columns, unroll.final_at
     dtype = _row_dtype(tuple((name, column.dtype.str, column.shape[2:]) for name, column in columns.items()))
     names = names_in(dtype)
@@ -97,8 +98,8 @@ def pack(unroll: Unroll | PackedUnroll) -> PackedUnroll:
         arrays["final_obs"] = unroll.final_obs
     arrays |= {COLUMN + name: column for name, column in columns.items() if name not in names}
     arrays |= {EPISODE + name: figure for name, figure in unroll.episodes.items()}
-    optional = {"next_obs": unroll.next_obs, "priorities": unroll.priorities}
-    arrays |= {name: array for name, array in optional.items() if array is not None}
+    if unroll.priorities is not None:
+        arrays["priorities"] = unroll.priorities
     if unroll.starts:
         arrays |= {"start_at": unroll.start_at, **{START + name: state for name, state in unroll.starts.items()}}
     return PackedUnroll(unroll.actor, unroll.generation, unroll.sequence, arrays)
@@ -125,7 +126,6 @@ def unpack(packed: PackedUnroll) -> Unroll:
         columns=columns,
         final_at=packed.final_at,
         final_obs=arrays["final_obs"] if "final_obs" in arrays else rows["obs"][steps:],
-        next_obs=arrays.get("next_obs"),
         priorities=packed.priorities,
         episodes=under(EPISODE, arrays),
         start_at=packed.start_at,

@@ -199,13 +199,13 @@ def test_a_slice_that_is_replaced_goes_on_from_its_last_state_under_higher_versi
     gradient = np.ones(len(old.values), np.float32)
     push = Push(worker=0, generation=0, step=0, version=0, gradient=gradient, norm=1.0, env_steps=5)
     old.push(push)
-    newest = pack_state(old.state())
+    kept = pack_state(old.state())
     old.push(replace(push, step=1))
 
-    new = build_slice(config, spec, 1, no_clock, generation=1, newest=newest)
+    new = build_slice(config, spec, 1, no_clock, generation=1, kept=kept)
 
     assert new.version > old.version
-    np.testing.assert_array_equal(new.values, unpack_state(newest).arrays["values"])
+    np.testing.assert_array_equal(new.values, unpack_state(kept).arrays["values"])
     assert new.push(push).why == "repeated"
     assert new.push(replace(push, step=1)).applied  # what the old one knew and the new one does not
 
@@ -214,12 +214,12 @@ def test_versions_do_not_go_back_when_a_successor_dies_before_it_is_heard() -> N
     config = short()
     spec = measure_spec(config.env)
     first = build_slice(config, spec, 0, no_clock)
-    newest = pack_state(first.state())
-    unheard = build_slice(config, spec, 0, no_clock, generation=1, newest=newest)
+    kept = pack_state(first.state())
+    unheard = build_slice(config, spec, 0, no_clock, generation=1, kept=kept)
     gradient = np.ones(len(unheard.values), np.float32)
     unheard.push(Push(worker=0, generation=0, step=0, version=0, gradient=gradient, norm=1.0, env_steps=5))
 
-    third = build_slice(config, spec, 0, no_clock, generation=2, newest=newest)
+    third = build_slice(config, spec, 0, no_clock, generation=2, kept=kept)
 
     assert first.version < unheard.version < third.version
 

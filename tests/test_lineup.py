@@ -75,7 +75,7 @@ def test_a_lineup_that_begins_again_is_empty_and_has_heard_nobody() -> None:
     lineup = Lineup(1, no_clock)
     lineup.insert(unroll_of(generation=5))
 
-    lineup.restore(lineup.state())
+    lineup.clear()
 
     assert isinstance(lineup.take(version=1), str)
     assert lineup.insert(unroll_of(generation=0)).accepted
@@ -154,7 +154,7 @@ class World:
 
     def signature(self) -> tuple[object, ...]:
         """Return all that decides how it goes on, versions counted from the learner's."""
-        held = sorted((actor, version_of(unroll) - self.version) for actor, unroll in self.lineup._held.items())
+        held = sorted((actor, version - self.version) for actor, (version, _) in self.lineup._held.items())
         players = [
             (p.played - self.version, p.generation, tuple(version_of(u) - self.version for u in p.flying))
             for p in self.players

@@ -8,10 +8,11 @@ import pytest
 
 from actors.envs import measure_spec
 from cluster.config import Config, dump, load, parse
+from cluster.learners import build_unroll_learner
 from cluster.local import run_local
 from cluster.report import CheckpointDue, Event, Outcome, Sample
 from cluster.resume import refuse_changes, resumed
-from cluster.roles import FRESH, VERSION_GAP, Newest, Start, build_unroll_learner
+from cluster.roles import FRESH, VERSION_GAP, Newest, Start
 from cluster.run_folder import Run
 from learner.worker import Learner
 from param_server.server import ParamServer
@@ -174,7 +175,7 @@ def test_a_learner_that_dies_with_its_parameter_server_is_followed_by_versions_a
     stood: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Actors in lockstep wait for a version newer than the newest that they played."""
-    monkeypatch.setattr("cluster.roles.NEWEST_TRIES", 1)
+    monkeypatch.setattr("cluster.learners.NEWEST_TRIES", 1)
     config = short("lockstep")
     spec, server = measure_spec(config.env), ParamServer(no_clock)
     first: Learner = build_unroll_learner(config, spec, no_clock, server, server)
@@ -192,7 +193,7 @@ def test_a_learner_that_dies_with_its_parameter_server_is_followed_by_versions_a
 def test_a_learner_whose_predecessor_published_nothing_begins_with_the_parameters_that_were_given_to_that_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cluster.roles.NEWEST_TRIES", 1)
+    monkeypatch.setattr("cluster.learners.NEWEST_TRIES", 1)
     config = short("queue")
     spec, server = measure_spec(config.env), ParamServer(no_clock)
     other: Learner = build_unroll_learner(short("queue", seed=5), spec, no_clock, server, server)

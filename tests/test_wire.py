@@ -59,7 +59,6 @@ def some_params() -> Params:
     "optional",
     [
         {},
-        {"next_obs": np.zeros((2, 4), np.float32)},
         {"priorities": np.full((3, 2), np.nan, np.float32)},
         {"start_at": np.array([0, 4]), "starts": {"h": np.ones((2, 5), np.float32), "c": np.zeros((2, 5), np.float32)}},
     ],

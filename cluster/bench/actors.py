@@ -14,7 +14,8 @@ from actors.worker import Actor
 from cluster.bench.figure import Figure, Work, rates
 from cluster.bench.neighbours import EveryVersion, OneVersion, PackingSink, fresh_params
 from cluster.config import Config, LockstepRun, QueueRun, ReplayRun
-from cluster.roles import build_actor, build_algorithm, build_unroll_actor
+from cluster.players import build_actor
+from cluster.roles import build_algorithm
 from starling.networks.forward import build_forward
 from starling.params import Params
 from starling.spec import Spec
@@ -45,11 +46,9 @@ def measure(config: Config[Any], preset: str, seconds: float) -> list[Figure]:
 
 def actor_that_never_waits(config: Config[Any], spec: Spec, params: Params) -> Actor:
     """Return the run's first actor; in lockstep it finds a new version before every unroll."""
-    if isinstance(config, ReplayRun):
-        return build_actor(config, spec, 0, time.monotonic, PackingSink(), OneVersion(params))
-    assert isinstance(config, QueueRun | LockstepRun)
-    newest = EveryVersion(params) if isinstance(config, LockstepRun) else OneVersion(params)
-    return build_unroll_actor(config, spec, 0, time.monotonic, PackingSink(), newest)
+    assert isinstance(config, ReplayRun | QueueRun | LockstepRun)
+    source = EveryVersion(params) if isinstance(config, LockstepRun) else OneVersion(params)
+    return build_actor(config, spec, 0, time.monotonic, PackingSink(), source)
 
 
 def bare_loop(config: Config[Any], spec: Spec, params: Params) -> Work:

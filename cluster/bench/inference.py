@@ -19,8 +19,9 @@ from cluster.bench.on_ray import calls_per_s, started_ray
 from cluster.config import QueueRun, ReplayRun
 from cluster.handles import Peer
 from cluster.inference_process import InferenceProcess
+from cluster.players import build_actor, build_inference
 from cluster.processes import LoopProcess, ParamProcess
-from cluster.roles import build_actor, build_inference, build_param_server, build_unroll_actor
+from cluster.roles import build_param_server
 from starling import wire
 from starling.metrics import Clock
 from starling.questions import ActionSource
@@ -86,9 +87,7 @@ def play(
     inference: ActionSource | None = None,
 ) -> Actor:
     """Return an actor whose unrolls are packed and forgotten."""
-    if isinstance(config, ReplayRun):
-        return build_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
-    return build_unroll_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
+    return build_actor(config, spec, 0, clock, PackingSink(), params, inference, generation)
 
 
 def _actor(config: ReplayRun[Any] | QueueRun[Any], spec: Spec, peers: Mapping[str, list[Peer]]) -> Any:

@@ -91,10 +91,10 @@ class Ppo(WithPolicy):
                 break
             if optimizers.step({"ppo": judged.loss}):
                 last, steps = judged, steps + 1
-        earned = returns[batch.valid]
-        if config.normalise_returns and last and earned.isfinite().all():  # one that is not would spoil them for good
-            # not before: the values would be read in other units than they were learned in
-            nets.observe(self._critic, "returns", earned[:, None])
+        if (
+            config.normalise_returns and last
+        ):  # not before: values would be read in other units than they were learned in
+            nets.observe(self._critic, "returns", returns[batch.valid][:, None])
         return last and last.losses(minibatches=steps)
 
     @property
