@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from actors.copies import Copies, EnvConfig, in_a_line, require_finite, seed_numbers
+from actors.plain import PlainCopies
 from actors.pool import SeededPool
 from actors.spaces import Spaces
 from starling.distributions import some_action
@@ -133,8 +134,10 @@ def _from_registry(config: EnvConfig, spec: EnvSpec) -> Vector:
         raise EnvError(f"environment {config.id} has no vector of its own; set env.vectorization to auto or sync")
     if config.vectorization == "sync" or not own:
         limit = config.time_limit or None
+        unguarded = replace(spec, order_enforce=False)  # PlainCopies are never stepped before they are reset
         return _sync(
-            config, lambda: gymnasium.make(spec, max_episode_steps=limit, disable_env_checker=True, **config.kwargs)
+            config,
+            lambda: gymnasium.make(unguarded, max_episode_steps=limit, disable_env_checker=True, **config.kwargs),
         )
     entry = spec.vector_entry_point
     creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
@@ -174,9 +177,7 @@ def _from_factory(config: EnvConfig, factory: Factory) -> Vector:
 
 
 def _sync(config: EnvConfig, one: Callable[[], gymnasium.Env[Any, Any]]) -> Vector:
-    # DISABLED, not SAME_STEP: that one passes the last observation on by reference, and an environment that writes into
-    # its own array while resetting would change it. Nothing is wasted on autoreset rows either.
-    vector = SyncVectorEnv([one] * config.copies, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    vector = PlainCopies([one] * config.copies)
     if len({id(env.unwrapped) for env in vector.envs}) < config.copies:
         raise EnvError(f"environment {config.id} must be made anew by each call, but its factory returned one twice")
     return vector
