@@ -103,9 +103,10 @@ class Members:
         process = InferenceProcess if kind == INFERENCE else LoopProcess
 
         def spawn(generation: int, connected: Mapping[str, list[Peer]]) -> Any:
-            return _remote(process).remote(name, build, generation, connected)
+            kept = [self._members[name].kept] if kind in KEEP_EVERY_S else []
+            return _remote(process).remote(name, build, generation, connected, *kept)
 
-        return self._declare(name, spawn, peers)
+        return self._declare(name, spawn, peers, KEEP_EVERY_S.get(kind, inf))
 
     def start(self) -> None:
         """Make every role, first what the first step waits longest for; each is connected to those that follow."""

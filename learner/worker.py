@@ -100,6 +100,7 @@ class Learner:
         self._generator.set_state(torch.tensor(state.arrays["generator"]))
         self.updates, self.version = state.meta["updates"], state.meta["version"]
         self.steps = state.meta.get("steps", 0)  # there was none before unrolls were learned from whole
+        self._meter.gauge("began_at", self.updates)
 
     def restore(self, state: State) -> None:
         """Go on from a state; the next step publishes it first, under a new version."""
