@@ -21,6 +21,7 @@ OBJECT_LIMIT_S = 2.0  # to copy parameters out of the object store
 CREDIT_EVERY_S = 0.01  # between questions for insert credit
 FETCH_EVERY_S = 0.02  # between questions for newer parameters
 FETCH_SOON_S = 0.001  # the same, where an unroll is learned from soon and should be by the newest ones
+FETCH_RARELY_S = 0.1  # the same, where versions are waited for that come seconds apart
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
@@ -285,14 +286,17 @@ class RemoteReplay:
 
 
 class RemoteParams:
-    """An actor's way to the parameter server: always one question in flight, so asking costs no waiting."""
+    """The way to the parameter server: always one question in flight, so asking costs no waiting.
+
+    Nobody asks soon for the first version: a learner takes seconds to start, and needs the processor to do so.
+    """
 
     def __init__(self, peer: Peer, clock: Clock, every_s: float = FETCH_EVERY_S) -> None:
         self.lines = [Line(peer, clock)]
         self._line = self.lines[0]
         self._clock = clock
         self._every_s = every_s
-        self._asked = -every_s
+        self._asked = -inf
         self._newest: tuple[int, Params] | None = None
 
     def fetch(self, newer_than: int) -> tuple[int, Params] | None:
@@ -300,7 +304,8 @@ class RemoteParams:
         for answer in self._line.answers():
             if answer is not None and answer is not LOST:
                 self._take(*answer)
-        if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= self._every_s:
+        every_s = self._every_s if self._newest else max(self._every_s, FETCH_EVERY_S)
+        if not len(self._line) and not self._line.waits() and self._clock() - self._asked >= every_s:
             self._asked = self._clock()
             self._line.call("fetch", max(newer_than, self._newest[0] if self._newest else 0))
         if self._newest is not None and self._newest[0] > newer_than:

@@ -72,7 +72,7 @@ def replay(runtime: Runtime, config: ReplayRun[Any], spec: Spec, clock: Clock, s
         sink = [*shards[own:], *shards[:own]]  # its own shard first
         runtime.loop("actor", actor, play, sink=sink, **acts[actor % len(acts)])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
-    runtime.loop("evaluator", 0, judge, params=[params])
+    runtime.loop("evaluator", 0, judge, judged=[params])
 
 
 def unrolls(
@@ -91,7 +91,7 @@ def unrolls(
         play = partial(build_unroll_actor, config, spec, actor, clock, start=start.only(f"actor[{actor}]"))
         runtime.loop("actor", actor, play, learner=[learner], **acts[actor % len(acts)])
     judge = partial(build_evaluator, config, spec, clock, start=start.only("evaluator[0]"))
-    runtime.loop("evaluator", 0, judge, params=[params])
+    runtime.loop("evaluator", 0, judge, judged=[params])
 
 
 def gradients(runtime: Runtime, config: GradientsRun[Any], spec: Spec, clock: Clock, start: Start = FRESH) -> None:

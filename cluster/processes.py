@@ -16,7 +16,16 @@ import ray
 
 from cluster import user_folder
 from cluster.contents import News
-from cluster.handles import FETCH_SOON_S, Line, Peer, RemoteParams, RemoteParamSink, RemoteReplay, RemoteSink
+from cluster.handles import (
+    FETCH_RARELY_S,
+    FETCH_SOON_S,
+    Line,
+    Peer,
+    RemoteParams,
+    RemoteParamSink,
+    RemoteReplay,
+    RemoteSink,
+)
 from cluster.remote_inference import RemoteInference
 from cluster.remote_slices import RemoteSlices, RemoteValues
 from learner.inlet import Inlet
@@ -34,6 +43,7 @@ Buffer = np.ndarray[Any, np.dtype[np.uint8]]
 INLINE_BYTES = 1 << 20  # parameters up to this size travel in the answer; larger ones as one object per version
 STARTING = "it is starting"
 IDLE_S = 0.001
+MOST_IDLE_S = 0.004  # while nothing is on its way: a look at nothing costs a tenth of a millisecond
 WAIT_S = 0.05
 STOP_S = 2.5
 STATE_POLL_S = 0.02
@@ -201,6 +211,7 @@ NEIGHBOURS: dict[str, Callable[[list[Peer], Clock, int], Neighbour]] = {
     "source": RemoteReplay,
     "params": lambda peers, clock, generation: RemoteParams(peers[0], clock),
     "newest": lambda peers, clock, generation: RemoteParams(peers[0], clock, FETCH_SOON_S),
+    "judged": lambda peers, clock, generation: RemoteParams(peers[0], clock, FETCH_RARELY_S),
     "publisher": lambda peers, clock, generation: RemoteParamSink(peers[0], clock, generation),
     "gradients": lambda peers, clock, generation: RemoteSlices(peers, clock),
     "values": lambda peers, clock, generation: RemoteValues(peers, clock),
@@ -232,6 +243,7 @@ class LoopProcess:
         self._roles = {argument: [peer.role for peer in them] for argument, them in peers.items()}
         self._beats = 0
         self._waits = "starting"
+        self._idle_s = IDLE_S
         self._error = ""
         self._role: Role | None = None
         self._inlet: Inlet | None = None  # of the role, once that is there
@@ -303,6 +315,8 @@ class LoopProcess:
                 self._waits = progress.waits
                 if progress.waits:
                     self._idle()
+                else:
+                    self._idle_s = IDLE_S
         except Exception:  # an environment or a plug-in may raise anything: the supervisor is told, and decides
             self._error = traceback.format_exc()
 
@@ -318,10 +332,13 @@ class LoopProcess:
             if isinstance(neighbour, RemoteInference) and neighbour.is_awaited():
                 neighbour.wait(WAIT_S)  # at once: every step of a copy waits for such an answer
                 return
-        time.sleep(IDLE_S)
+        time.sleep(self._idle_s)
         flying = [reference for n in self._neighbours.values() for line in n.lines for reference in line.in_flight()]
         if flying:
             ray.wait(flying, timeout=WAIT_S)
+            self._idle_s = IDLE_S
+        else:
+            self._idle_s = min(MOST_IDLE_S, 2 * self._idle_s)
 
     def _with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
         """Add what the neighbours counted on the way."""

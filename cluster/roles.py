@@ -186,7 +186,7 @@ def build_slices_evaluator(
 
 
 def build_evaluator(
-    config: Config[Any], spec: Spec, clock: Clock, params: ParamSource, generation: int = 0, start: Start = FRESH
+    config: Config[Any], spec: Spec, clock: Clock, judged: ParamSource, generation: int = 0, start: Start = FRESH
 ) -> Evaluator:
     """Return the evaluator with environment copies of its own."""
     algorithm = build_algorithm(config)
@@ -196,7 +196,7 @@ def build_evaluator(
         make_copies(replace(config.env, copies=config.evaluator.copies)),
         algorithm,
         forward,
-        params,
+        judged,
         clock,
     )
     start.restore("evaluator[0]", evaluator, generation)

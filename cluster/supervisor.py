@@ -50,7 +50,7 @@ from starling.spec import Spec
 from starling.state import State, unpack_state
 from starling.types import Array
 
-TICK_S = 0.05
+TICK_S = 0.1  # every role is asked at each second one: an answer costs a millisecond on both sides
 SERVER_LIMIT_S = 1.0
 STATE_LIMIT_S = 5.0
 LAST_SNAPSHOT_S = 8.0  # when the run ends; everything else waits for it
