@@ -30,8 +30,9 @@ class UnrollQueue:
 
     The places are shared out among the actors, so none can fill the queue alone, and credit that an actor was given
     is good whatever the others do. Unrolls leave in the order in which they came; one that is to be used again goes to
-    the back. None that is more than `max_lag` versions older than the learner is ever taken. Any thread may insert;
-    one takes.
+    the back. None that is more than `max_lag` versions older than the learner is ever taken. A learner that waits is
+    handed its unrolls when the last of them comes, so that their places are free before their actor is answered. Any
+    thread may insert; one takes.
     """
 
     def __init__(self, config: QueueConfig, unrolls: int, actors: int, clock: Clock) -> None:
@@ -44,6 +45,9 @@ class UnrollQueue:
         self._came = Event()
         self._held: deque[Held] = deque()
         self._heard = Heard()
+        self._version = 0  # of the learner, when it last asked
+        self._is_awaited = False  # since it found too few
+        self._handed: list[Held] = []  # what it was given then, and has not taken yet
         self._taken_at: float | None = None  # for the update that is being made
         self._update_s = 0.0  # on average; what the learner waits before is not in it
         self._counts = {"unrolls_stale": 0, "unrolls_refused": 0}
@@ -54,7 +58,7 @@ class UnrollQueue:
             accepted = self._room(unroll.actor) > 0 and self._heard.is_new(unroll)
             if accepted:
                 self._held.append(Held(unroll, version_of(unroll), self._config.uses))
-                self._came.set()
+                self._hand_over()
             else:
                 self._counts["unrolls_refused"] += 1
             room = self._credit(unroll.actor)
@@ -69,23 +73,28 @@ class UnrollQueue:
         """Return the oldest unrolls for a learner at this version, or the reason why there are not enough."""
         with self._lock:
             now = self._note_pace()
-            self._drop_stale(version)
-            if len(self._held) < self._unrolls:
+            if version != self._version:  # what was given for another may be too old by now
+                self._held.extendleft(reversed(self._handed))
+                self._handed.clear()
+            self._version, self._is_awaited = version, True
+            self._hand_over()
+            if not self._handed:
                 self._came.clear()
                 return f"learner waits for unrolls: {len(self._held)} of {self._unrolls} are there"
-            taken = [self._held.popleft() for _ in range(self._unrolls)]
+            taken, self._handed, self._is_awaited = self._handed, [], False
             self._held.extend(replace(held, uses=held.uses - 1) for held in taken if held.uses > 1)
             self._taken_at = now
         return [held.unroll for held in taken]
 
     def wait(self, timeout_s: float) -> None:
-        """Return when an unroll has come since one was missing, or after this time."""
+        """Return when the unrolls that were missing have come, or after this time."""
         self._came.wait(timeout_s)
 
     def clear(self) -> None:
         """Begin anew, and empty: what was here is played again."""
         with self._lock:
             self._held.clear()
+            self._handed.clear()
             self._heard.clear()
 
     def stats(self) -> dict[str, Any]:
@@ -93,8 +102,18 @@ class UnrollQueue:
         with self._lock:
             return {"counts": dict(self._counts), "gauges": {"queued": float(len(self._held))}}
 
+    def _hand_over(self) -> None:
+        """Give a learner that waits what it waits for, if that is there."""
+        if not self._is_awaited or self._handed:
+            return
+        self._drop_stale()
+        if len(self._held) >= self._unrolls:
+            self._handed = [self._held.popleft() for _ in range(self._unrolls)]
+            self._came.set()
+
     def _room(self, actor: int) -> int:
-        return self._share(actor) - sum(held.unroll.actor == actor for held in self._held)
+        kept = [*self._held, *(held for held in self._handed if held.uses > 1)]  # these come back
+        return self._share(actor) - sum(held.unroll.actor == actor for held in kept)
 
     def _share(self, actor: int) -> int:
         share, rest = divmod(self._config.capacity, self._actors)
@@ -111,10 +130,10 @@ class UnrollQueue:
         updates = max(0.5, sum(held.uses for held in self._held) / self._unrolls / 2)
         return min(MOST_S, self._update_s * updates)
 
-    def _drop_stale(self, version: int) -> None:
+    def _drop_stale(self) -> None:
         if not self._config.max_lag:
             return
-        fresh = deque(held for held in self._held if version - held.version <= self._config.max_lag)
+        fresh = deque(held for held in self._held if self._version - held.version <= self._config.max_lag)
         self._counts["unrolls_stale"] += len(self._held) - len(fresh)
         self._held = fresh
 
