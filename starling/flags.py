@@ -91,7 +91,7 @@ def _read(flag: Flag, key: str, kind: Any) -> Any:
             return tyro.cli(_as_tyro_reads(kind), args=values)
     except SystemExit:
         got = " ".join(flag.values) or "nothing"
-        how = f"; write {flag.name} KEY VALUE" if get_origin(kind) is dict else ""
+        how = {dict: f"; write {flag.name} KEY VALUE", tuple: f"; write {flag.name} A B"}.get(get_origin(kind), "")
         raise ConfigError(f"{key} must be {describe(kind)}, got {got} (from flag {flag.name}){how}") from None
 
 

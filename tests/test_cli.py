@@ -107,6 +107,11 @@ def test_a_run_is_for_its_owner_alone(tmp_path: Path) -> None:
             "replay.min_windows must be at most replay.capacity = 20000, got 30000 "
             "(from flag --replay.min-windows and flag --replay.capacity)",
         ),
+        (
+            ["--algorithm.hidden", "32,32"],
+            "algorithm.hidden must be a list, each a whole number, got 32,32 (from flag --algorithm.hidden); "
+            "write --algorithm.hidden A B",
+        ),
         (["--total-steps", "0"], "goal.total_steps must be >= 1, got 0 (from flag --total-steps)"),
         (["--max-minutes", "nan"], 'max_minutes must be a finite number or "none", got nan (from flag --max-minutes)'),
         (["--seed", "-1"], "seed must be >= 0, got -1 (from flag --seed)"),

@@ -52,7 +52,7 @@ def actor_that_never_waits(config: Config[Any], spec: Spec, params: Params) -> A
 
 
 def bare_loop(config: Config[Any], spec: Spec, params: Params) -> Work:
-    """Return the loop: as many steps as an unroll has, of the vector that Gymnasium made."""
+    """Return the loop: as many steps as an unroll has, of the vector itself."""
     algorithm = build_algorithm(config)
     forward = build_forward(algorithm.acting(spec), spec)
     forward.load(params)
