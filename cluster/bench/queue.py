@@ -55,13 +55,13 @@ def played(config: QueueRun[Any], spec: Spec, params: Params, actor: int) -> lis
 
 def _flow(config: QueueRun[Any], spec: Spec, params: Params, seconds: float) -> float:
     members = Members(time.monotonic, alarm)
-    learner = members.loop("learner", 0, partial(Taker, config, time.monotonic))
+    taker = members.loop("taker", 0, partial(Taker, config, time.monotonic))
     for actor in range(config.actor.num):
         write = partial(_writer, partial(played, config, spec, params, actor), time.monotonic)
-        members.loop("actor", actor, write, learner=[learner])
+        members.loop("actor", actor, write, learner=[taker])
     members.start()
     deadline = time.monotonic() + READY_LIMIT_S
-    while not members.total("learner", "unrolls"):
+    while not members.total("taker", "unrolls"):
         assert time.monotonic() < deadline, "nothing came through the queue"
         members.watch()
         time.sleep(0.1)
@@ -85,7 +85,7 @@ def _taken_per_s(members: Members, seconds: float) -> float:
 
 
 def _taken(members: Members) -> int:
-    beat = ray.get(members.handle("learner[0]").beat.remote())
+    beat = ray.get(members.handle("taker[0]").beat.remote())
     return int(beat.stats["counts"]["unrolls"])
 
 
