@@ -258,7 +258,7 @@ class FakeLearner:
         elif self.queue is None:
             self._come.append(InsertReply(credit=0, accepted=False, waits=starting[1]))
         else:
-            reply = self.queue.insert(wire.decode_unroll(args[0]))
+            reply = self.queue.insert(wire.decode_whole(args[0]))
             self.refused += not reply.accepted
             self._come.append(reply)
 
@@ -278,7 +278,7 @@ def sink_to(queue: UnrollQueue | None) -> tuple[Any, FakeLearner, Hands]:
 
     clock, line = Hands(), FakeLearner(queue)
     some: Any = line
-    return RemoteSink([some], clock, at_first=1), line, clock
+    return RemoteSink([some], clock, at_first=1, pack=wire.encode_whole), line, clock
 
 
 def test_a_writer_never_sends_more_than_a_learners_queue_has_places_for() -> None:
