@@ -43,6 +43,7 @@ class UnrollQueue:
         self._clock = clock
         self._lock = Lock()
         self._came = Event()
+        self._came.set()  # nothing has been missed yet
         self._held: deque[Held] = deque()
         self._heard = Heard()
         self._version = 0  # of the learner, when it last asked

@@ -118,12 +118,3 @@ def test_a3c_sets_every_wheel_of_a_lock_at_once() -> None:
     alone = Alone(A3c(A3cConfig(hidden=(32,))), env, 4, OptimizerConfig(learning_rate=1e-2, clip_norm=0.5))
 
     assert alone.learn_until(2.0, updates=500) == 2.0
-
-
-@pytest.mark.learns
-def test_a3c_swings_a_pendulum_up() -> None:
-    config = A3cConfig(shared=True, discount=0.9, gae_lambda=0.95, entropy_cost=0.0, log_std=-0.5)
-    env = EnvConfig(id="Pendulum-v1", copies=8, reward_scale=0.1)
-    alone = Alone(A3c(config), env, 16, OptimizerConfig(learning_rate=1e-3, clip_norm=0.5), seed=1)
-
-    assert alone.learn_until(-300.0, updates=4500, every=250) >= -300.0
