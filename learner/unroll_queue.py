@@ -96,6 +96,7 @@ class UnrollQueue:
         with self._lock:
             self._held.clear()
             self._handed.clear()
+            self._is_awaited = False
             self._heard.clear()
 
     def stats(self) -> dict[str, Any]:

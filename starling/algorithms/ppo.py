@@ -91,9 +91,8 @@ class Ppo(WithPolicy):
                 break
             if optimizers.step({"ppo": judged.loss}):
                 last, steps = judged, steps + 1
-        if (
-            config.normalise_returns and last
-        ):  # not before: values would be read in other units than they were learned in
+        if config.normalise_returns and last:
+            # not before: the values would be read in other units than they were learned in
             nets.observe(self._critic, "returns", returns[batch.valid][:, None])
         return last and last.losses(minibatches=steps)
 
