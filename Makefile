@@ -15,7 +15,7 @@ train: setup
 	$(BIN)/starling train cartpole
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: setup
 	$(BIN)/starling bench all --json bench.json

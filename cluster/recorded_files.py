@@ -4,6 +4,7 @@ import importlib
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -118,16 +119,19 @@ def _array(file: Any, path: Path, name: str) -> Array:
     return array
 
 
-def _opened(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise DataError(f"{path} must be an .npz file of numpy's, and is none") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} must be an .npz file of numpy's, got a single array")
-    return file
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with ExitStack() as stack:
+        try:
+            raw = stack.enter_context(path.open("rb"))  # by us: numpy leaves one open that is no .npz
+            file = np.load(raw, allow_pickle=False)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise DataError(f"{path} must be an .npz file of numpy's, and is none") from None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} must be an .npz file of numpy's, got a single array")
+        yield file
 
 
 def _segment(path: Path, wanted: Wanted) -> Iterator[Unroll]:

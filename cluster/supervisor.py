@@ -125,8 +125,8 @@ class Supervisor:
         if due and late and all(map(self._members.is_up, self._of(*keeps, SHARD))):
             self._begin_to_keep(self._of(*keeps), SNAPSHOT_LIMIT_S)
 
-    def _begin_to_keep(self, needed: Sequence[str], limit_s: float) -> None:
-        self._kept = self._states()
+    def _begin_to_keep(self, needed: Sequence[str], limit_s: float, last: bool = False) -> None:
+        self._kept = self._states(last)
         if any(name not in self._kept for name in needed):
             self._retry_at = time.monotonic() + RETRY_S
             return
@@ -158,7 +158,7 @@ class Supervisor:
     def _keep_at_the_end(self) -> Params | None:
         """Write the last checkpoint, with what there is of the shards; who learns and does not answer leaves none."""
         self._snapshot = None
-        self._begin_to_keep(self._of(self._arrangement.learns), LAST_SNAPSHOT_S)
+        self._begin_to_keep(self._of(self._arrangement.learns), LAST_SNAPSHOT_S, last=True)
         snapshot = self._snapshot
         if snapshot is None:
             return None
@@ -173,12 +173,17 @@ class Supervisor:
         names = self._members.names()
         return [name for kind in kinds for name in names if kind_of(name) == kind]
 
-    def _states(self) -> dict[str, State]:
-        """Ask the roles that are kept beside the shards for their states; of one that is down, what is kept of it."""
+    def _states(self, last: bool) -> dict[str, State]:
+        """Ask the roles that are kept beside the shards for their states; one that is down has none.
+
+        Whoever ends cannot ask again: then a slice that is down is kept as it was last heard, a second ago. A
+        learner is not: its last state may be older than the last checkpoint.
+        """
         states = {}
         for name in self._of(*self._arrangement.keeps):
             packed = self._members.ask(name, "state", limit_s=STATE_LIMIT_S)
-            packed = self._members.kept(name) if packed is None else packed
+            if packed is None and last and kind_of(name) == "param_server":
+                packed = self._members.kept(name)
             if packed is not None:
                 states[name] = unpack_state(packed)
         return states

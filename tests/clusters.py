@@ -26,8 +26,11 @@ class TrainingRun:
         self.stderr = folder / f"{name}.stderr"
         code = "import sys; from cluster.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", code, "train", preset, "--runs", str(folder), "--run", name, "--quiet"]
+        unmarked = {name: value for name, value in os.environ.items() if name != MARK}  # of the tests' own Ray
         with self.stderr.open("wb") as errors:
-            self.process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=errors, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*command, *flags], cwd=ROOT, env=unmarked, stderr=errors, start_new_session=True
+            )
 
     def __enter__(self) -> "TrainingRun":
         return self
@@ -100,6 +103,13 @@ class TrainingRun:
 def alive(marks: set[str]) -> list[str]:
     """Return the command lines of processes that bear one of these marks."""
     return [" ".join(p.cmdline()[:3]) for p in psutil.process_iter() if TrainingRun._mark(p) in marks]
+
+
+def versions_only_grow(run: TrainingRun) -> None:
+    """Require that no later version of a run has a smaller number."""
+    for kind in ("evaluation", "checkpoint"):
+        versions = [event["version"] for event in run.events(kind) if event.get("number", 1)]
+        assert versions == sorted(versions)
 
 
 def kill(pid: int) -> None:

@@ -43,3 +43,8 @@ def own_ray() -> Iterator[None]:
     yield
     ray.shutdown()
     node.remove()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let who needs a Ray in the tests' own process come before anybody imports Ray, and long tests before short."""
+    items.sort(key=lambda item: ("own_ray" not in item.fixturenames, item.get_closest_marker("cluster") is None))

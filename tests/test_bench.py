@@ -109,13 +109,12 @@ def test_a_bench_with_ray_gives_its_figures(name: str) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("preset", ["cartpole-impala", "cartpole-ppo"])
-def test_a_run_of_whole_unrolls_is_measured_with_its_lag(preset: str) -> None:
-    figures = run_bench("train", preset, 2.0)
+def test_a_run_of_whole_unrolls_is_measured_with_its_lag() -> None:
+    figures = run_bench("train", "cartpole-impala", 2.0)
 
     assert [figure.name for figure in figures][:2] == [
-        f"train.{preset}.env_steps_per_s",
-        f"train.{preset}.updates_per_s",
+        "train.cartpole-impala.env_steps_per_s",
+        "train.cartpole-impala.updates_per_s",
     ]
     check_values(figures)
     assert figures[0].settings["lag_p95"] >= figures[0].settings["lag_p50"] >= 0.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import TrainingRun, alive, kill
+from tests.clusters import TrainingRun, alive, kill, versions_only_grow
 from tests.whole_unrolls import PRESETS
 
 pytestmark = pytest.mark.cluster
@@ -15,7 +15,7 @@ TWO = ("--actor.num", "2", "--env.copies", "8")
 
 
 @pytest.mark.parametrize("topology", list(PRESETS))
-def test_a_run_goes_on_whoever_dies(topology: str, tmp_path: Path) -> None:
+def test_a_run_goes_on_whoever_dies_and_when_it_was_interrupted(topology: str, tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER, *OFTEN, *TWO, preset=PRESETS[topology]) as run:
         run.until(lambda: run.updates() > 20, "the first updates")
         marks = run.marks()
@@ -35,29 +35,15 @@ def test_a_run_goes_on_whoever_dies(topology: str, tmp_path: Path) -> None:
         assert run.end() == 130
         assert [event["why"] for event in run.events("lost")] == ["died"] * 3
         assert alive(marks) == []
-        _versions_only_grow(run)
-
-
-def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
-    with TrainingRun(tmp_path, *NEVER, *OFTEN, preset=PRESETS["queue"]) as run:
-        run.until(lambda: run.updates() > 100, "updates")
-        run.interrupt()
-        assert run.end() == 130
     stood = run.events("checkpoint")[-1]
 
-    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, preset=PRESETS["queue"]) as again:
+    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, *TWO, preset=PRESETS[topology]) as again:
         again.until(lambda: again.updates() > stood["updates"] + 50, "updates after the seam")
         again.interrupt()
         assert again.end() == 130
 
     assert again.events("resumed")[0]["updates"] == stood["updates"]
-    _versions_only_grow(again)
-
-
-def _versions_only_grow(run: TrainingRun) -> None:
-    for kind in ("evaluation", "checkpoint"):
-        versions = [event["version"] for event in run.events(kind) if event.get("number", 1)]
-        assert versions == sorted(versions)
+    versions_only_grow(again)
 
 
 def _best(run: TrainingRun) -> float:

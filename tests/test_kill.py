@@ -61,31 +61,3 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_it_never_was(tmp_path: Path) -
 
     same = ("params_sha256", "env_steps", "updates", "best_mean")
     assert [[end[name] for name in same] for end in ends] == [[whole[name] for name in same]] * KILLS
-
-
-@pytest.mark.cluster
-def test_a_ray_run_goes_on_with_its_counts_its_ratio_and_its_versions(tmp_path: Path) -> None:
-    settings = ["--goal.return-mean", "none", "--checkpoint.every", "100", "--evaluator.episodes", "5", "--quiet"]
-    begun = train("cartpole", "--run", "a", "--runs", str(tmp_path), "--total-steps", "20000", *settings)
-    assert begun.wait() == 0, begun.stderr and begun.stderr.read()
-    run = tmp_path / "a"
-    first = outcome(run)
-
-    again = train("--resume", "a", "--runs", str(tmp_path), "--total-steps", "60000", "--actor.num", "3", "--quiet")
-    assert again.wait() == 0, again.stderr and again.stderr.read()
-
-    second = outcome(run)
-    kept = [event for event in events(run) if event["event"] == "checkpoint" and event["number"]]
-    samples = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert second["updates"] > first["updates"] > 0
-    assert second["env_steps"] >= 60_000
-    for clocks in (kept, samples):
-        steps = [row["env_steps"] for row in clocks]
-        assert steps == sorted(steps)
-    versions = [event["version"] for event in kept]
-    assert versions == sorted(versions)  # the last checkpoint may be of the same version as the one before
-    (seam,) = [n for n, event in enumerate(events(run)) if event["event"] == "resumed"]
-    shards = [role for name, role in samples[-1]["roles"].items() if name.startswith("replay_server")]
-    assert sum(shard["gauges"]["rows"] for shard in shards) > 10_000
-    assert seam > 0
-    assert 1.5 < samples[-1]["figures"]["samples_per_insert"] < 2.5

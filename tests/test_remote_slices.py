@@ -69,6 +69,22 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def end(peer: Any) -> None:
+    """Kill its process, and wait until nobody hears from it: ray.kill returns while it may still answer."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    def is_gone() -> bool:
+        try:
+            ray.get(peer.handle.fetch.remote(0), timeout=LIMIT_S)
+        except RayActorError:
+            return True
+        return False
+
+    ray.kill(peer.handle)
+    until(is_gone)
+
+
 def test_gradients_through_ray_move_the_parameters_as_in_one_process() -> None:
     remote, local = slices_of([slice_peer(0), slice_peer(1)]), LocalSlices(make_slices(CONFIG, values(), no_clock))
     versions, _ = fetched(remote, ())
@@ -86,15 +102,13 @@ def test_gradients_through_ray_move_the_parameters_as_in_one_process() -> None:
 
 
 def test_a_worker_waits_for_a_slice_that_died_and_takes_its_successors_values() -> None:
-    import ray
-
     peers = [slice_peer(0), slice_peer(1)]
     sink = slices_of(peers)
     versions, _ = fetched(sink, ())
     push(sink, versions, 0)
     versions, _ = fetched(sink, versions)
 
-    ray.kill(peers[1].handle)
+    end(peers[1])
     push(sink, versions, 1)
     until(lambda: "param_server[1], down for" in sink.must_wait())
     sink.lines[1].connect(slice_peer(1, generation=1, begin_above=100))
@@ -107,8 +121,6 @@ def test_a_worker_waits_for_a_slice_that_died_and_takes_its_successors_values() 
 
 
 def test_values_of_a_slice_that_died_are_not_given_with_later_ones_of_the_others() -> None:
-    import ray
-
     from cluster.remote_slices import RemoteValues
 
     now = [0.0]
@@ -126,7 +138,7 @@ def test_values_of_a_slice_that_died_are_not_given_with_later_ones_of_the_others
         return given
 
     assert given_in_a_round() is None  # the second slice is ahead, and has answered with its values
-    ray.kill(peers[1].handle)
+    end(peers[1])
     push(sink, versions, 0)
     until(lambda: "param_server[1], down for" in sink.must_wait())
     assert given_in_a_round() is None
