@@ -320,9 +320,9 @@ def _ready(reference: Any) -> bool:
 
 
 def _answer(reference: Any) -> Beat | None:
-    """Return what a role answered, or None if it died."""
+    """Return what a role answered, or None if it died; of one that could not be made, why."""
     try:
         beat: Beat = ray.get(reference)
-    except RayActorError:
-        return None
+    except RayActorError as error:
+        return Beat(0, 0, {}, error=str(error)) if error.actor_init_failed else None
     return beat
