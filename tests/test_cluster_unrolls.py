@@ -15,7 +15,7 @@ TWO = ("--actor.num", "2", "--env.copies", "8")
 
 
 @pytest.mark.parametrize("topology", list(PRESETS))
-def test_a_run_goes_on_whoever_dies_and_when_it_was_interrupted(topology: str, tmp_path: Path) -> None:
+def test_a_run_goes_on_whoever_dies(topology: str, tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER, *OFTEN, *TWO, preset=PRESETS[topology]) as run:
         run.until(lambda: run.updates() > 20, "the first updates")
         marks = run.marks()
@@ -35,15 +35,18 @@ def test_a_run_goes_on_whoever_dies_and_when_it_was_interrupted(topology: str, t
         assert run.end() == 130
         assert [event["why"] for event in run.events("lost")] == ["died"] * 3
         assert alive(marks) == []
-    stood = run.events("checkpoint")[-1]
+        if topology == "queue":  # lockstep is resumed by the same code, bit for bit in test_unroll_runs
+            _goes_on(run, tmp_path)
+        versions_only_grow(run)
 
-    with TrainingRun(tmp_path, "--if-exists", "resume", *NEVER, *OFTEN, *TWO, preset=PRESETS[topology]) as again:
+
+def _goes_on(run: TrainingRun, folder: Path) -> None:
+    stood = run.events("checkpoint")[-1]
+    with TrainingRun(folder, "--if-exists", "resume", *NEVER, *OFTEN, *TWO, preset=PRESETS["queue"]) as again:
         again.until(lambda: again.updates() > stood["updates"] + 50, "updates after the seam")
         again.interrupt()
         assert again.end() == 130
-
     assert again.events("resumed")[0]["updates"] == stood["updates"]
-    versions_only_grow(again)
 
 
 def _best(run: TrainingRun) -> float:
