@@ -20,7 +20,7 @@ class QuickDiscrete(Discrete):
     def contains(self, x: Any) -> bool:
         """Say whether this is one of the space's numbers."""
         if type(x) is np.int64 and self.dtype == np.int64:
-            return bool(self.start <= x < self.start + self.n)
+            return bool(self.start <= x <= self.start + (self.n - 1))  # the last one fits its type
         return super().contains(x)
 
 

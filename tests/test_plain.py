@@ -61,6 +61,13 @@ def test_a_space_that_knows_sooner_knows_the_same(number: Any, dtype: Any) -> No
         assert quick.contains(x) is bool(space.contains(x))
 
 
+def test_the_largest_space_of_all_ends_where_its_type_does() -> None:
+    largest = np.iinfo(np.int64).max
+
+    assert QuickDiscrete(largest, start=1).contains(np.int64(largest))
+    assert not QuickDiscrete(largest, start=0).contains(np.int64(largest))
+
+
 def test_the_space_of_a_copy_stays_its_own_and_refuses_what_it_refused() -> None:
     copies = PlainCopies([Counting] * len(SEEDS))
     spaces = [env.unwrapped.action_space for env in copies.envs]
