@@ -243,7 +243,8 @@ class Members:
             member.keeping = None
 
     def _hear(self, member: Member, beat: Beat, now: float) -> Beat | None:
-        if beat.error and member.generation == 0 and kind_of(member.name) == INTRODUCED_LATE:
+        refuses = beat.error and beat.pid and kind_of(member.name) == INTRODUCED_LATE
+        if refuses and member.generation == 0:
             raise RunError(beat.error)  # a successor would begin with something else than the run goes on with
         if beat.error:
             self._happen("role_error", role=member.name, error=beat.error)

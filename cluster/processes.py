@@ -53,7 +53,7 @@ STATE_S = 2.0
 class Beat(NamedTuple):
     """What a process says of itself when asked."""
 
-    pid: int
+    pid: int  # 0: it could not be made
     beats: int  # grows while the loop turns, also while it waits; a server's answers
     stats: dict[str, Any]
     waits: str = ""

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -123,10 +123,10 @@ class Supervisor:
         late = time.monotonic() >= self._retry_at
         keeps = self._arrangement.keeps
         if due and late and all(map(self._members.is_up, self._of(*keeps, SHARD))):
-            self._begin_to_keep(self._of(*keeps), SNAPSHOT_LIMIT_S)
+            self._begin_to_keep(self._states(), self._of(*keeps), SNAPSHOT_LIMIT_S)
 
-    def _begin_to_keep(self, needed: Sequence[str], limit_s: float, last: bool = False) -> None:
-        self._kept = self._states(last)
+    def _begin_to_keep(self, states: dict[str, State], needed: Sequence[str], limit_s: float) -> None:
+        self._kept = states
         if any(name not in self._kept for name in needed):
             self._retry_at = time.monotonic() + RETRY_S
             return
@@ -156,9 +156,13 @@ class Supervisor:
         return params
 
     def _keep_at_the_end(self) -> Params | None:
-        """Write the last checkpoint, with what there is of the shards; who learns and does not answer leaves none."""
+        """Write the last checkpoint, with what there is of the shards; a learner that does not answer leaves none.
+
+        Its last state may be older than the last checkpoint; that of a slice is a second old.
+        """
         self._snapshot = None
-        self._begin_to_keep(self._of(self._arrangement.learns), LAST_SNAPSHOT_S, last=True)
+        states = self._last_heard("param_server") | self._states()
+        self._begin_to_keep(states, self._of(self._arrangement.learns), LAST_SNAPSHOT_S)
         snapshot = self._snapshot
         if snapshot is None:
             return None
@@ -173,20 +177,14 @@ class Supervisor:
         names = self._members.names()
         return [name for kind in kinds for name in names if kind_of(name) == kind]
 
-    def _states(self, last: bool) -> dict[str, State]:
-        """Ask the roles that are kept beside the shards for their states; one that is down has none.
+    def _states(self) -> dict[str, State]:
+        """Ask the roles that are kept beside the shards for their states; one that is down has none."""
+        asked = self._of(*self._arrangement.keeps)
+        return _unpacked((name, self._members.ask(name, "state", limit_s=STATE_LIMIT_S)) for name in asked)
 
-        Whoever ends cannot ask again: then a slice that is down is kept as it was last heard, a second ago. A
-        learner is not: its last state may be older than the last checkpoint.
-        """
-        states = {}
-        for name in self._of(*self._arrangement.keeps):
-            packed = self._members.ask(name, "state", limit_s=STATE_LIMIT_S)
-            if packed is None and last and kind_of(name) == "param_server":
-                packed = self._members.kept(name)
-            if packed is not None:
-                states[name] = unpack_state(packed)
-        return states
+    def _last_heard(self, kind: str) -> dict[str, State]:
+        """Return the states that a kind of roles was last heard in, as they are kept for successors."""
+        return _unpacked((name, self._members.kept(name)) for name in self._of(kind))
 
     def _hear(self, beats: dict[str, Any]) -> None:
         learns, counter = self._arrangement.learns, self._arrangement.counter
@@ -213,6 +211,10 @@ class Supervisor:
             except RayError:
                 return 0, None
         return version, wire.decode_params(packed).copy()
+
+
+def _unpacked(packed: Iterable[tuple[str, Array | None]]) -> dict[str, State]:
+    return {name: unpack_state(state) for name, state in packed if state is not None}
 
 
 def start_limit_s(folder: Path, role: str) -> float:

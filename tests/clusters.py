@@ -105,6 +105,14 @@ def alive(marks: set[str]) -> list[str]:
     return [" ".join(p.cmdline()[:3]) for p in psutil.process_iter() if TrainingRun._mark(p) in marks]
 
 
+def until(done: Callable[[], bool], limit_s: float = 20.0) -> None:
+    """Wait until something is true of what this process asks itself."""
+    deadline = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def versions_only_grow(run: TrainingRun) -> None:
     """Require that no later version of a run has a smaller number."""
     for kind in ("evaluation", "checkpoint"):

@@ -94,7 +94,8 @@ def test_a_supervisor_that_is_killed_is_followed_by_another_one(tmp_path: Path) 
         assert alive(old) == []
 
 
-@pytest.mark.parametrize(("number", "stage"), [(signal.SIGINT, "start"), (signal.SIGTERM, "training")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["start", "training"])
 def test_one_signal_stops_a_run_cleanly(tmp_path: Path, number: int, stage: str) -> None:
     with TrainingRun(tmp_path, *NEVER) as run:
         run.until(lambda: bool(run.marks()) if stage == "start" else run.updates() > 20, stage)

@@ -1,13 +1,13 @@
 """Calls over a Ray handle: in order, bounded, and lost only as counted."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from starling.errors import RoleError
+from tests.clusters import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
 
@@ -54,13 +54,6 @@ def line(to: Any, limit_s: float = LIMIT_S) -> Any:
     from cluster.handles import Line
 
     return Line(to, time.monotonic, limit_s)
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_answers_come_in_the_order_of_the_calls() -> None:

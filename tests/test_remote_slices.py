@@ -1,7 +1,7 @@
 """Slices of the parameters behind Ray: the same as in one process, and their successors take over."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from param_server.local import LocalSlices, make_slices
 from param_server.slices import ParamSlice, cut
 from starling.gradients import Gradient, GradientSink, Versions
 from starling.metrics import no_clock
+from tests.clusters import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
 
@@ -60,13 +61,6 @@ def fetched(sink: GradientSink, newer_than: Versions) -> tuple[Versions, NDArray
     fresh = sink.fetch(newer_than)
     assert fresh is not None
     return fresh
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def end(peer: Any) -> None:
