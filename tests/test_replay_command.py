@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.png import png
 from cluster.replay_view import Held, Layout, shards_in
@@ -182,12 +183,11 @@ def test_pictures_are_drawn_and_other_observations_are_not(tmp_path: Path) -> No
 
 
 def test_a_picture_is_read_back_by_others(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     for shape in ((5, 7), (5, 7, 3)):
         pixels = rng.integers(256, size=shape, dtype=np.uint8)
         (tmp_path / "x.png").write_bytes(png(pixels))
-        assert np.array_equal(np.asarray(image.open(tmp_path / "x.png")), pixels)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".seg"])
