@@ -138,6 +138,8 @@ class Replay:
         return rehash(shard, folders, metas, lambda actor: actor % config.shards == index, tails)
 
     def _restore(self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool) -> Restored | None:
+        if journals:
+            settle(own)  # a log that was being replaced when its process died is in its place afterwards
         meta = self.meta(index)
         if generation or self.is_moved:
             return restore_live(shard, own) if journals and (own / LIVE).exists() else None

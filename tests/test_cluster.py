@@ -62,7 +62,7 @@ def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_pat
             run.until(lambda death=death: _is_up(run, "replay_server[1]", death), "the shard is shown")
             before = run.updates()
             kill(run.pid("replay_server[1]"))
-            run.until(lambda death=death: len(run.events("recovered")) > death, "the shard recovered")
+            run.until(lambda death=death: len(run.events("replay_restored")) > death, "the shard recovered")
             run.until(lambda before=before: run.updates() > before + 50, "updates with it")
 
         held = [event["held"]["rows"] for event in run.events("lost")]

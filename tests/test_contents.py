@@ -188,6 +188,21 @@ def test_a_successor_holds_what_was_acknowledged_and_knows_its_writers(tmp_path:
     assert {key >> 40 for _, key in before} == {1}
 
 
+@pytest.mark.parametrize("aside", [".live", ".gone-live"])
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_log_that_is_on_its_way_when_the_process_dies_is_restored(aside: str, generation: int, tmp_path: Path) -> None:
+    service, _ = begun(tmp_path)
+    service.close()
+    own = shard_folder(tmp_path, 0)
+    own.joinpath("live").rename(own / aside)  # between two renames there is no live log
+    if aside == ".live":
+        own.joinpath(".gone-live").mkdir()
+
+    again = Service(going_on(tmp_path, "newest", {}), 2, generation)
+
+    assert len(drawn(again.shards[0])) == 3 * UNROLLS * PER_UNROLL
+
+
 def test_without_durability_nothing_outlives_a_shard(tmp_path: Path) -> None:
     service, states = begun(tmp_path, durability="none")
 
