@@ -62,8 +62,9 @@ def to_batch(
     """Return the columns as tensors, frames as stacks; what the algorithm stored itself goes to `extras`."""
 
     def tensor(array: Array) -> Tensor:
-        # torch can't mark a tensor read-only, so arrays that came through shared memory are copied
-        shared = torch.from_numpy(array if array.flags.writeable else array.copy())
+        # torch can't mark a tensor read-only, so arrays that came through shared memory are copied; parts of records too
+        own = array.flags.writeable and array.flags.c_contiguous
+        shared = torch.from_numpy(array if own else array.copy())
         return shared if device.type == "cpu" else shared.pin_memory().to(device, non_blocking=True)
 
     tensors = {name: tensor(array) for name, array in columns.items()}

@@ -1,6 +1,6 @@
 """One shard of the replay service: takes unrolls, keeps their steps, and serves prioritized windows over them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -116,11 +116,11 @@ class ReplayShard:
             self._update_priorities(request.keys, request.priorities)
         counts = list(request.counts) if self._size and not fenced_off else [0] * len(request.counts)
         total = self._tree.total
-        slots = self._tree.find(self._rng.random(sum(counts)) * total)
+        slots = self._tree.find(self._drawn(counts) * total)
         np.add.at(self._times_sampled, slots, np.uint32(1))  # a Python number would take the slow way
         reply = SampleReply(
             counts=counts,
-            columns=self._storage.gather(slots, make),
+            windows=self._storage.gather(slots, make),
             keys=self._storage.rows_in(slots) + (self._origin << KEY_BITS),
             probabilities=self._tree.get(slots) / total,
             mass=total,
@@ -281,6 +281,15 @@ class ReplayShard:
         behind = np.minimum(rows.age.take(at), self._window.stack - 1)
         earliest = at - behind * rows.age.shape[1]
         return np.where(earliest >= 0, rows.numbers.take(np.maximum(earliest, 0)), -1)
+
+    def _drawn(self, counts: Sequence[int]) -> NDArray[np.float64]:
+        """Draw as many numbers in [0, 1) for each batch, in order within it."""
+        numbers = self._rng.random(sum(counts))
+        begin = 0
+        for count in counts:
+            numbers[begin : begin + count].sort()
+            begin += count
+        return numbers
 
     def _masses_of_new(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = priorities.min(initial=0.0), priorities.max(initial=self._largest)  # NaN if one of them is

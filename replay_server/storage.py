@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from replay_server import starts
 from starling.errors import check
-from starling.packed import ALONE, DRAWN, NEXT, PackedUnroll, flat, names_in, pack, row_dtype, unpack
+from starling.packed import ALONE, DRAWN, NEXT, PackedUnroll, flat, names_in, pack, row_dtype, step_dtype, unpack
 from starling.spec import ArraySpec, Spec
-from starling.types import Array, Columns
+from starling.types import STEPS, Array, Columns
 from starling.windows import Window
 
 LINK_BYTES = 4
@@ -78,8 +78,9 @@ class Storage:
         small = names_in(self._near.dtype)
         self._far = {name: spec.zeros(capacity) for name, spec in columns.items() if name not in small}
         self._columns = {name: self._near[name] for name in small} | self._far
-        self._stacked = [name for name in small if name == "obs" and window.stack > 1]  # gathered from other rows
-        self._linked = [name for name in small if name not in self._stacked]
+        self._step = step_dtype(self._near.dtype)
+        self._parts = _parts(self._near.dtype, self._step)
+        self._apart = {name: c for name, c in self._columns.items() if name not in (self._step.names or ())}
         self._next = self._near[NEXT]
         self.times_sampled = self._near[DRAWN]  # by slot; whoever draws counts
         self._previous = np.zeros(capacity if window.stack > 1 else 0, np.int32)
@@ -172,46 +173,49 @@ class Storage:
     def gather(self, slots: NDArray[np.int64], make: Make = new_arrays) -> Columns:
         """Return the windows that begin at these slots, time-major `[L, n, ...]`, behind their end padded with zeros.
 
-        `obs` is `[L + 1, n, ...]` or, of the window's ends only, `[2, n, ...]`; behind the end it repeats the
-        observation after the last step. With stacks it holds frames, as the window says.
+        The small columns are records under `STEPS`. `obs` is `[L + 1, n, ...]` or, of the window's ends only,
+        `[2, n, ...]`; behind the end it repeats the observation after the last step. With stacks it holds frames, as
+        the window says.
         """
-        chain, near = self._chain(slots)
+        window = self._window
+        chain, octets = self._chain(slots)
         steps, frames = chain[:-1], self._frames(chain)
-        places = {name: frames if name == "obs" else steps for name in self._columns}
-        entries = {name: (places[name].shape + c.shape[1:], c.dtype) for name, c in self._columns.items()}
-        flags = ("valid", "learn") if self._window.burn_in else ("valid",)
-        arrays = make(entries | {name: (steps.shape, np.dtype(bool)) for name in flags})
-        for name in self._linked:
-            if name != "obs":
-                arrays[name][...] = near[name][:-1]
-            else:
-                arrays[name][...] = near[name] if self._window.every_obs else near[name][:: self._window.length]
-        for name in self._stacked:
-            arrays[name][...] = self._columns[name][places[name]]
-        for name, column in self._far.items():
+        places = {name: frames if name == "obs" else steps for name in self._apart}
+        entries = {name: (places[name].shape + c.shape[1:], c.dtype) for name, c in self._apart.items()}
+        flags = ("valid", "learn") if window.burn_in else ("valid",)
+        entries |= {name: (steps.shape, np.dtype(bool)) for name in flags}
+        arrays = make({STEPS: (steps.shape, self._step), **entries})
+        parts = octets.view(self._parts)
+        _octets(arrays[STEPS])[...] = parts[STEPS][:-1]
+        if "obs" in self._far or window.stack > 1:
             # the default mode is half as fast with frames, and copies what goes to `out` twice
-            column.take(places[name], axis=0, mode="clip", out=arrays[name])
+            self._columns["obs"].take(frames, axis=0, mode="clip", out=arrays["obs"])
+        else:
+            obs = parts["obs"] if window.every_obs else parts["obs"][:: window.length]
+            arrays["obs"].reshape(-1).view(obs.dtype).reshape(obs.shape)[...] = obs
+        for name, column in self._far.items():
+            if name != "obs":
+                column.take(steps, axis=0, mode="clip", out=arrays[name])
         np.not_equal(chain[1:], steps, out=arrays["valid"])
-        if self._window.burn_in:
-            warm = np.arange(self._window.length)[:, None] >= self._window.burn_in
+        if window.burn_in:
+            warm = np.arange(window.length)[:, None] >= window.burn_in
             np.logical_and(arrays["valid"], self._opens[slots] | warm, out=arrays["learn"])
         return arrays
 
-    def _chain(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.void]]:
+    def _chain(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.intp], Array]:
         """Return slots and records of the windows' steps, and of the rows with their last observations, `[L + 1, n]`.
 
         A record says where the next one is, so that a row costs one miss of the cache.
         """
         chain = np.empty((self._window.length + 1, len(slots)), np.intp)
         octets = np.empty(chain.shape, self._near_octets.dtype)
-        near = octets.view(self._near.dtype)
-        links = near[NEXT]
+        links = octets.view(self._near.dtype)[NEXT]
         chain[0] = slots
         for step in range(self._window.length):
             self._near_octets.take(chain[step], mode="clip", out=octets[step])
             chain[step + 1] = links[step]
         self._near_octets.take(chain[-1], mode="clip", out=octets[-1])
-        return chain, near
+        return chain, octets
 
     def _frames(self, chain: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the slots of the observations that a window is served with."""
@@ -284,6 +288,16 @@ class Storage:
 def _write(column: Array, spans: list[tuple[slice, slice]], rows: Array) -> None:
     for there, here in spans:
         column[there] = rows[here]
+
+
+def _parts(row: np.dtype[Any], step: np.dtype[Any]) -> np.dtype[Any]:
+    """Return what numpy copies of a row in one piece each: what windows have of every step, and the observation."""
+    fields: Mapping[str, Any] = row.fields or {}
+    places = {STEPS: (step.itemsize, fields[(step.names or ("",))[0]][1])}
+    if "obs" in fields:
+        places["obs"] = (row["obs"].itemsize, fields["obs"][1])
+    formats, offsets = [f"V{size}" for size, _ in places.values()], [offset for _, offset in places.values()]
+    return np.dtype({"names": list(places), "formats": formats, "offsets": offsets, "itemsize": row.itemsize})
 
 
 def _octets(records: NDArray[np.void]) -> Array:

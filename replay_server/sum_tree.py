@@ -78,11 +78,11 @@ class SumTree:
     def find(self, prefix_sums: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return for each number in [0, total) the leaf at which the running sum first exceeds it.
 
-        Never a leaf without mass while the total is positive, wherever rounding puts the number.
+        Never a leaf without mass while the total is positive, wherever rounding puts the number. Numbers in order
+        find their way several times faster.
         """
         edges = self._running_sums()
-        order = prefix_sums.argsort()  # numbers in order find their way several times faster
-        rest = np.minimum(prefix_sums.take(order), np.nextafter(edges[-1], 0.0))
+        rest = np.minimum(prefix_sums, np.nextafter(edges[-1], 0.0))
         nodes: NDArray[np.int64] = edges[1:].searchsorted(rest, side="right")
         rest -= edges.take(nodes, mode="clip")
         for level in self._levels[-2::-1]:
@@ -93,9 +93,7 @@ class SumTree:
             left *= right
             rest -= left
         self._step_back(nodes)
-        found = np.empty_like(nodes)
-        found[order] = nodes
-        return found
+        return nodes
 
     def _running_sums(self) -> NDArray[np.float64]:
         if self._num_changed:

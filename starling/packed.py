@@ -65,11 +65,22 @@ class PackedUnroll(NamedTuple):
 
 
 def row_dtype(columns: Mapping[str, ArraySpec]) -> np.dtype[Any]:
-    """Return the record of a row: its small columns, the row of its next observation, and its draws."""
+    """Return the record of a row: the row of its next observation, its draws, and its small columns.
+
+    What windows have of each step comes last, so that it is a record too.
+    """
     small = {name: spec for name, spec in columns.items() if spec.nbytes <= SMALL and name not in ALONE}
-    small |= {NEXT: ArraySpec((), "int32"), DRAWN: ArraySpec((), "uint32")}
+    first = {"obs": small.pop("obs")} if "obs" in small else {}
+    first |= {NEXT: ArraySpec((), "int32"), DRAWN: ArraySpec((), "uint32")}
     widest_first = sorted(small.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0]))
-    return np.dtype([(name, spec.dtype, spec.shape) for name, spec in widest_first], align=True)
+    fields = [*first.items(), *widest_first]
+    return np.dtype([(name, spec.dtype, spec.shape) for name, spec in fields], align=True)
+
+
+def step_dtype(row: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the record of a window's step: what ends a row's, beginning with the widest column."""
+    names = [name for name in names_in(row) if name != "obs"]
+    return np.dtype([(name, row[name].base, row[name].shape) for name in names], align=True)
 
 
 def names_in(rows: np.dtype[Any]) -> list[str]:

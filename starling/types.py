@@ -17,6 +17,7 @@ from starling.windows import Window
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
+STEPS = "=>"  # no column's name
 Outputs = Mapping[str, Array]
 """What a forward pass returns, by head: each `[E, ...]`."""
 
@@ -252,10 +253,13 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleReply:
-    """A shard's answer: windows of all batches behind one another, and the state that they were drawn from."""
+    """A shard's answer: windows of all batches behind one another, and the state that they were drawn from.
+
+    Those of a batch come in the order in which they lie in the shard.
+    """
 
     counts: Sequence[int]  # as asked, or all 0 while the shard is empty
-    columns: Columns  # time-major [L, n, ...], `obs` as the window says; `valid` [L, n], with a burn-in also `learn`
+    windows: Columns  # the columns, those that are small as records under `STEPS`
     keys: NDArray[np.int64]  # [n]
     probabilities: NDArray[np.float64]  # [n] within this shard
     mass: float
@@ -263,6 +267,20 @@ class SampleReply:
     inserted: int  # windows inserted since the shard began
     origin: int = 0  # tells a shard from one that took its place: their keys differ
     starts: Columns = field(default_factory=dict)  # [n, ...] recurrent state at the windows' starts
+
+    @property
+    def columns(self) -> Columns:
+        """Time-major [L, n, ...], `obs` as the window says; `valid` [L, n], with a burn-in also `learn`."""
+        return spread(self.windows)
+
+
+def spread(windows: Columns) -> Columns:
+    """Return all columns by name; those that lie in records are views of them."""
+    steps = windows.get(STEPS)
+    if steps is None:
+        return windows
+    apart = {name: column for name, column in windows.items() if name != STEPS}
+    return {name: steps[name] for name in steps.dtype.names or ()} | apart
 
 
 class Ticket(NamedTuple):

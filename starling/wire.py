@@ -148,7 +148,7 @@ def decode_reply(buffer: Octets) -> SampleReply:
                 size, inserted, origin = tally.tolist()
                 return SampleReply(
                     counts=counts.tolist(),
-                    columns=under(COLUMN, arrays),
+                    windows=under(COLUMN, arrays),
                     keys=keys,
                     probabilities=probabilities,
                     mass=mass.item(),
@@ -208,7 +208,7 @@ class Answers:
 def _arrays_of(reply: SampleReply) -> Columns:
     """Return an answer as arrays alone: their header is known before the windows are."""
     return {
-        **_within(COLUMN, reply.columns),
+        **_within(COLUMN, reply.windows),
         **_within(START, reply.starts),
         "keys": reply.keys,
         "probabilities": reply.probabilities,

@@ -190,7 +190,9 @@ def test_a_successor_holds_what_was_acknowledged_and_knows_its_writers(tmp_path:
 
 @pytest.mark.parametrize("aside", [".live", ".gone-live"])
 @pytest.mark.parametrize("generation", [0, 1])
-def test_a_log_that_is_on_its_way_when_the_process_dies_is_restored(aside: str, generation: int, tmp_path: Path) -> None:
+def test_a_log_that_is_on_its_way_when_the_process_dies_is_restored(
+    aside: str, generation: int, tmp_path: Path
+) -> None:
     service, _ = begun(tmp_path)
     service.close()
     own = shard_folder(tmp_path, 0)

@@ -73,7 +73,7 @@ def test_only_small_columns_lie_in_a_row() -> None:
     columns = {"obs": ArraySpec((SMALL + 1,), "uint8"), "action": ArraySpec((), "int64"), "age": ArraySpec((), "int32")}
 
     assert names_in(row_dtype(columns)) == ["action"]
-    assert names_in(row_dtype(columns | {"obs": ArraySpec((SMALL,), "uint8")})) == ["action", "obs"]
+    assert names_in(row_dtype(columns | {"obs": ArraySpec((SMALL,), "uint8")})) == ["obs", "action"]
 
 
 @pytest.mark.parametrize("octets", [b"", b"x", b"an unroll"])

@@ -13,7 +13,7 @@ from starling import recorded
 from starling.errors import DataError
 from starling.recorded import FIRST_ACTOR, LANES, Foreign, recorded_from, refuse_misfit, unrolls, without_oldest
 from starling.recordings import Wanted, read_steps, unread, write_steps
-from starling.types import Columns, Unroll
+from starling.types import Columns, Unroll, spread
 from starling.windows import Window
 from tests.replay_worlds import EXTRA, SPEC, CountingWorld, make_shard
 
@@ -60,7 +60,7 @@ def windows_of(sent: Sequence[Unroll], window: Window) -> list[tuple[Any, ...]]:
     for unroll in sent:
         shard.insert(unroll)
     rows = np.flatnonzero(shard.index().arrays["masses"])
-    columns = shard._storage.gather(rows)
+    columns = spread(shard._storage.gather(rows))
     names = sorted(set(columns) - {"version"})
     return sorted(tuple(columns[name][:, i].tobytes() for name in names) for i in range(len(rows)))
 

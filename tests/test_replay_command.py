@@ -17,7 +17,7 @@ from replay_server.segments import read_records
 from replay_server.shard import ReplayShard
 from replay_server.storage import Storage
 from starling import wire
-from starling.types import Unroll
+from starling.types import Unroll, spread
 from tests.replay_runs import run_with, settings, shard_of
 from tests.replay_worlds import SPEC, CountingWorld
 from tests.test_cli import Said, starling
@@ -55,7 +55,7 @@ def windows_of(shard: ReplayShard) -> list[bytes]:
     index = shard.index()
     storage: Storage = shard._storage
     slots = storage.slots(index.meta["first"] + np.flatnonzero(index.arrays["masses"]))
-    columns = storage.gather(slots)
+    columns = spread(storage.gather(slots))
     names = sorted(set(columns) - {"version"})
     return sorted(b"".join(columns[name][:, at].tobytes() for name in names) for at in range(len(slots)))
 
@@ -88,7 +88,7 @@ def test_its_windows_are_the_shards_own(tmp_path: Path) -> None:
     path = run_with(tmp_path, sent, **LIMITS)
     shard = shard_with(sent, **LIMITS)
     index = shard.index()
-    columns = shard._storage.gather(shard._storage.slots(np.arange(*shard.rows)))
+    columns = spread(shard._storage.gather(shard._storage.slots(np.arange(*shard.rows))))
 
     held = Held(
         shards_in(path / "replay")[0],

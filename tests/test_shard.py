@@ -254,7 +254,7 @@ def test_windows_are_gathered_into_the_arrays_of_the_caller() -> None:
     request = SampleRequest(counts=[5], keys=np.empty(0, np.int64), priorities=np.empty(0), insert_limit=0)
     reply = shard.sample(request, make)
 
-    assert reply.columns is made
+    assert reply.windows is made
     assert made["obs"][0, :, 1].tolist() == (reply.keys + 1).tolist()
 
 

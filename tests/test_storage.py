@@ -9,6 +9,7 @@ from replay_server.storage import Storage, columns_of, row_bytes
 from starling.errors import ConfigError
 from starling.packed import pack
 from starling.spec import ArraySpec, Spec
+from starling.types import spread
 from starling.windows import Window
 from tests.replay_worlds import EXTRA, SPEC, CountingWorld, bandit_unroll
 
@@ -77,7 +78,7 @@ def test_a_link_to_a_row_that_was_overwritten_is_dropped() -> None:
     storage.link(early[-1], late[0])
     storage.link(early[0], late[2])  # row 0 is gone; row 6 has its slot and leads to row 7
 
-    chain = storage.gather(storage.slots(late[2]))
+    chain = spread(storage.gather(storage.slots(late[2])))
     assert chain["obs"][:, 0, 1].tolist() == [7, 8]
 
 
@@ -86,7 +87,7 @@ def test_behind_its_end_a_window_is_zeros_and_its_last_observation() -> None:
     storage.append(pack(bandit_unroll(None, count=20)))  # so that the slots are not fresh
     keys = storage.append(pack(bandit_unroll(None, count=20)))
 
-    window = storage.gather(storage.slots(keys[4]))
+    window = spread(storage.gather(storage.slots(keys[4])))
 
     assert window["valid"][:, 0].tolist() == [True, False, False]
     assert window["reward"][:, 0].tolist() == [4.0, 0.0, 0.0]
@@ -103,7 +104,7 @@ def test_steps_in_other_types_are_stored_in_the_shards_own() -> None:
 
     rows = storage.append(pack(replace(unroll, columns={**unroll.columns, **other, "nobody's": unroll.columns["obs"]})))
 
-    kept = storage.gather(storage.slots(rows[:, 0]))
+    kept = spread(storage.gather(storage.slots(rows[:, 0])))
     assert kept["reward"].dtype == np.float32
     np.testing.assert_array_equal(kept["reward"], [np.arange(5.0)])
     np.testing.assert_array_equal(kept["obs"][0], unroll.columns["obs"][:, 0])
@@ -122,6 +123,6 @@ def test_steps_whose_own_type_makes_them_too_large_for_a_row_or_small_enough_are
     for _ in range(2):  # also across the seam
         rows = storage.append(pack(wide))
 
-    window = storage.gather(storage.slots(rows[:, 0]))
+    window = spread(storage.gather(storage.slots(rows[:, 0])))
     assert window["obs"].dtype == kept
     np.testing.assert_array_equal(window["obs"], [obs[:, 0], -obs[:, 0]])

@@ -129,7 +129,7 @@ def test_what_is_no_parameters_is_refused(buffer: Any) -> None:
 def a_reply(windows: int = 3, value: int = 1, starts: bool = False, **changes: Any) -> SampleReply:
     given: dict[str, Any] = {
         "counts": [windows - 1, 1] if windows else [0, 0],
-        "columns": {
+        "windows": {
             "obs": np.full((2, windows, 2, 84, 84), value, np.uint8),
             "valid": np.ones((3, windows), np.bool_),
         },
@@ -159,11 +159,11 @@ def gathering(reply: SampleReply, made: list[Columns]) -> Callable[[SampleReques
     """Return what answers any request with this reply, gathered into the arrays that it is handed."""
 
     def sample(request: SampleRequest, make: Make) -> SampleReply:
-        columns = make({name: (array.shape, array.dtype) for name, array in reply.columns.items()})
-        for name, array in reply.columns.items():
-            columns[name][...] = array
-        made.append(columns)
-        return replace(reply, columns=columns)
+        windows = make({name: (array.shape, array.dtype) for name, array in reply.windows.items()})
+        for name, array in reply.windows.items():
+            windows[name][...] = array
+        made.append(windows)
+        return replace(reply, windows=windows)
 
     return sample
 
