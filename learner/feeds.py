@@ -62,7 +62,7 @@ def to_batch(
     """Return the columns as tensors, frames as stacks; what the algorithm stored itself goes to `extras`."""
 
     def tensor(array: Array) -> Tensor:
-        # torch can't mark a tensor read-only, so arrays that came through shared memory are copied; parts of records too
+        # torch can't mark a tensor read-only, so arrays from shared memory are copied; so are parts of records
         own = array.flags.writeable and array.flags.c_contiguous
         shared = torch.from_numpy(array if own else array.copy())
         return shared if device.type == "cpu" else shared.pin_memory().to(device, non_blocking=True)

@@ -307,7 +307,7 @@ class ReplayShard:
         alive = (rows >= self._storage.oldest) & (rows < self._storage.end) & (self._tree.get(slots) > 0.0)
         fit = usable(priorities)
         both = alive & fit
-        if not both.all():
+        if np.count_nonzero(both) < len(both):
             self._meter.count("priorities_late", int(np.count_nonzero(~alive)))
             self._meter.count("priorities_refused", int(np.count_nonzero(~fit)))
             slots, priorities = slots[both], priorities[both]

@@ -82,9 +82,8 @@ class SumTree:
         find their way several times faster.
         """
         edges = self._running_sums()
-        rest = np.minimum(prefix_sums, np.nextafter(edges[-1], 0.0))
-        nodes: NDArray[np.int64] = edges[1:].searchsorted(rest, side="right")
-        rest -= edges.take(nodes, mode="clip")
+        nodes: NDArray[np.int64] = edges[1:-1].searchsorted(prefix_sums, side="right")
+        rest = prefix_sums - edges.take(nodes, mode="clip")
         for level in self._levels[-2::-1]:
             nodes += nodes
             left = level.take(nodes, mode="clip")
@@ -99,7 +98,7 @@ class SumTree:
         if self._num_changed:
             self._add_up()
         if self._stale:
-            np.cumsum(self._levels[-1], out=self._edges[1:])
+            np.add.accumulate(self._levels[-1], out=self._edges[1:])
             self._stale = False
         return self._edges
 
@@ -116,7 +115,7 @@ class SumTree:
         low = min([begin for begin, _ in cleared], default=len(self.leaves))
         high = max([end - 1 for _, end in cleared], default=0)
         if leaves.size:
-            low, high = min(low, int(leaves.min())), max(high, int(leaves.max()))
+            low, high = min(low, int(np.minimum.reduce(leaves))), max(high, int(np.maximum.reduce(leaves)))
         if (high >> 1) - (low >> 1) >= DENSE * size:
             leaves = np.concatenate([leaves, *(np.arange(begin, end) for begin, end in cleared)])
         for below, level in pairwise(self._levels):
@@ -130,9 +129,9 @@ class SumTree:
                 level[leaves] = pairs[:, 0] + pairs[:, 1]
 
     def _step_back(self, found: NDArray[np.int64]) -> None:
-        """Rounding may lead past the last mass below a node: then that is the leaf."""
+        """Rounding may lead past the last mass: then that is the leaf."""
         masses = self.get(found)
-        if masses.all() or not self.total:
+        if np.count_nonzero(masses) == len(masses) or not self.total:
             return
         for index in np.flatnonzero(masses == 0.0):
             found[index] = np.flatnonzero(self._levels[0][: found[index]])[-1]

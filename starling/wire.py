@@ -17,7 +17,6 @@ _UNROLL = {"rows", "final_at", "column/acted", "unroll"}  # what no unroll is wi
 
 _INT, _FLOAT, _BOOL = np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.bool_)
 
-Reserved = tuple[NDArray[np.uint8], Columns]
 Make = Callable[[Entries], Columns]
 """Returns arrays of these shapes and types by name, to be filled."""
 
@@ -109,8 +108,7 @@ def encode_request(request: SampleRequest) -> NDArray[np.uint8]:
         {
             "keys": request.keys,
             "priorities": request.priorities,
-            "counts": np.array(request.counts, np.int64),
-            "limit": np.array([request.insert_limit, request.generation]),
+            "asked": np.array([request.insert_limit, request.generation, *request.counts], np.int64),
             "largest": np.array(request.largest_priority, np.float64),
         }
     )
@@ -120,11 +118,11 @@ def decode_request(buffer: Octets) -> SampleRequest:
     """Return the request whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
     match arrays:
-        case {"keys": keys, "priorities": priorities, "counts": counts, "limit": limit, "largest": largest}:
-            if _is_int(limit, 2) and _is_int(counts, counts.size) and largest.shape == ():
-                insert_limit, generation = limit.tolist()
+        case {"keys": keys, "priorities": priorities, "asked": asked, "largest": largest}:
+            if _is_int(asked, max(2, asked.size)) and largest.shape == ():
+                insert_limit, generation, *counts = asked.tolist()
                 return SampleRequest(
-                    counts=counts.tolist(),
+                    counts=counts,
                     keys=keys,
                     priorities=priorities,
                     insert_limit=insert_limit,
@@ -136,18 +134,18 @@ def decode_request(buffer: Octets) -> SampleRequest:
 
 def encode_reply(reply: SampleReply) -> NDArray[np.uint8]:
     """Pack a shard's answer."""
-    return encode(_arrays_of(reply))
+    return encode({**_within(COLUMN, reply.windows), **_others(reply)})
 
 
 def decode_reply(buffer: Octets) -> SampleReply:
     """Return the answer whose arrays are read-only views into `buffer`."""
     arrays, meta = decode(buffer)
     match arrays:
-        case {"keys": keys, "probabilities": probabilities, "counts": counts, "tally": tally, "mass": mass}:
-            if _is_int(tally, 3) and _is_int(counts, counts.size) and mass.shape == ():
-                size, inserted, origin = tally.tolist()
+        case {"keys": keys, "probabilities": probabilities, "tally": tally, "mass": mass}:
+            if _is_int(tally, max(3, tally.size)) and mass.shape == ():
+                size, inserted, origin, *counts = tally.tolist()
                 return SampleReply(
-                    counts=counts.tolist(),
+                    counts=counts,
                     windows=under(COLUMN, arrays),
                     keys=keys,
                     probabilities=probabilities,
@@ -168,52 +166,46 @@ class Answers:
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
-        self._reserved: Reserved = self._room, {}
-        self._entries: Entries = {}  # of what is reserved
+        self._kind: tuple[Entries, int] = {}, 0  # of what is reserved
+        self._buffer = self._room
+        self._windows: Columns = {}
+        self._others: Columns = {}
         self._starts: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # of one window, as the last answer had it
 
     def pack(self, sample: Callable[[SampleRequest, Make], SampleReply], request: Octets) -> NDArray[np.uint8]:
         """Answer one request; `sample` may take the arrays of its windows from what it is handed."""
         asked = decode_request(request)
-        reserved: Reserved = np.empty(0, np.uint8), {}
+        reply = sample(asked, lambda entries: self._reserve(entries, len(asked.counts)))
+        starts = {name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
+        if reply.windows is not self._windows or starts != self._starts:  # the first answer, or nothing was gathered
+            self._starts, self._kind = starts, ({}, 0)
+            return encode_reply(reply)
+        for name, array in _others(reply).items():
+            self._others[name][...] = array
+        return self._buffer
 
-        def make(entries: Entries) -> Columns:
-            nonlocal reserved
-            reserved = self._reserve(entries, len(asked.counts))
-            return under(COLUMN, reserved[1])
-
-        reply = sample(asked, make)
-        arrays, (buffer, places) = _arrays_of(reply), reserved
-        if not places or _kinds(arrays) != self._entries:  # before the first answer, or nothing was gathered
-            self._starts = {START + name: (start.shape[1:], start.dtype) for name, start in reply.starts.items()}
-            return encode(arrays)
-        for name, place in places.items():
-            if arrays[name] is not place:
-                place[...] = arrays[name]
-        return buffer
-
-    def _reserve(self, entries: Entries, batches: int) -> Reserved:
-        windows = entries["valid"][0][1]
-        starts = {name: ((windows, *shape), dtype) for name, (shape, dtype) in self._starts.items()}
-        whole = {COLUMN + name: entry for name, entry in entries.items()} | starts
-        whole |= {"keys": ((windows,), _INT), "probabilities": ((windows,), _FLOAT), "counts": ((batches,), _INT)}
-        whole |= {"tally": ((3,), _INT), "mass": ((), _FLOAT)}
-        if whole != self._entries:
-            self._reserved = reserve(whole, room=self._room)
-            self._entries = whole
-            self._room = max(self._room, self._reserved[0], key=len)
-        return self._reserved
+    def _reserve(self, entries: Entries, batches: int) -> Columns:
+        """Return the arrays for windows of these kinds."""
+        if (entries, batches) != self._kind:
+            windows = entries["valid"][0][1]
+            whole = {COLUMN + name: entry for name, entry in entries.items()}
+            whole |= {START + name: ((windows, *shape), dtype) for name, (shape, dtype) in self._starts.items()}
+            whole |= {"keys": ((windows,), _INT), "probabilities": ((windows,), _FLOAT)}
+            whole |= {"tally": ((3 + batches,), _INT), "mass": ((), _FLOAT)}
+            self._buffer, arrays = reserve(whole, room=self._room)
+            self._room = max(self._room, self._buffer, key=len)
+            self._kind, self._windows = (dict(entries), batches), under(COLUMN, arrays)
+            self._others = {name: array for name, array in arrays.items() if not name.startswith(COLUMN)}
+        return self._windows
 
 
-def _arrays_of(reply: SampleReply) -> Columns:
-    """Return an answer as arrays alone: their header is known before the windows are."""
+def _others(reply: SampleReply) -> Columns:
+    """Return what an answer says beside the columns, as arrays alone: their header is known before the windows are."""
     return {
-        **_within(COLUMN, reply.windows),
         **_within(START, reply.starts),
         "keys": reply.keys,
         "probabilities": reply.probabilities,
-        "counts": np.array(reply.counts, np.int64),
-        "tally": np.array([reply.size, reply.inserted, reply.origin], np.int64),
+        "tally": np.array([reply.size, reply.inserted, reply.origin, *reply.counts], np.int64),
         "mass": np.array(reply.mass),
     }
 
@@ -224,10 +216,6 @@ def _is_int(array: Array, length: int) -> bool:
 
 def _is_grid(acted: Array) -> bool:
     return acted.dtype == _BOOL and acted.ndim == 2 and acted.size > 0
-
-
-def _kinds(arrays: Columns) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def _within(prefix: str, arrays: Columns) -> Columns:

@@ -224,13 +224,19 @@ def test_an_answer_without_windows_needs_no_arrays_made() -> None:
         encode({}),
         encode_unroll(an_unroll())[: -SEAL.size],
         encode(decode(encode_reply(a_reply()))[0] | {"tally": np.zeros(3)}),
-        encode(decode(encode_reply(a_reply()))[0] | {"counts": np.array(3)}),
+        encode(decode(encode_reply(a_reply()))[0] | {"tally": np.arange(2)}),
         encode(decode(encode_reply(a_reply()))[0] | {"mass": np.zeros(2)}),
     ],
 )
 def test_what_is_no_reply_is_refused(buffer: NDArray[np.uint8]) -> None:
     with pytest.raises(CodecError, match="must hold a sample reply"):
         decode_reply(buffer)
+
+
+@pytest.mark.parametrize("part", [{"asked": np.arange(1)}, {"asked": np.zeros(3)}, {"largest": np.zeros(2)}])
+def test_what_is_no_request_is_refused(part: Columns) -> None:
+    with pytest.raises(CodecError, match="must hold a sample request"):
+        decode_request(encode(decode(encode_request(a_request()))[0] | part))
 
 
 def test_what_is_no_unroll_is_refused() -> None:
