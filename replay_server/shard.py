@@ -292,7 +292,8 @@ class ReplayShard:
         return numbers
 
     def _masses_of_new(self, priorities: NDArray[np.float64]) -> NDArray[np.float64]:
-        low, high = priorities.min(initial=0.0), priorities.max(initial=self._largest)  # NaN if one of them is
+        low = np.minimum.reduce(priorities, initial=0.0)  # NaN if one of them is
+        high = np.maximum.reduce(priorities, initial=self._largest)
         if low >= 0.0 and high <= LARGEST:
             self._largest = float(high)
             return self._masses(priorities)
