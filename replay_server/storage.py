@@ -15,7 +15,7 @@ from starling.types import STEPS, Array, Columns
 from starling.windows import Window
 
 LINK_BYTES = 4
-SHARE_BYTES = 16  # a row's share of the sum tree
+SHARE_BYTES = 10  # a row's share of the sum tree
 MAX_ROWS = 2**30  # links are int32, and go beyond the ring's seam before they are brought back
 
 Make = Callable[[Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]], Columns]
@@ -151,9 +151,9 @@ class Storage:
             if len(spans) > 1:
                 links[links >= self.capacity] -= self.capacity
         acted = unroll.column("acted")
-        numbers = acted.cumsum()
-        numbers += first - 1
-        assert numbers.item(-1) == first + unroll.num_steps - 1, "each real step needs its row"
+        real = np.count_nonzero(acted)
+        assert real == unroll.num_steps, "each real step needs its row"
+        numbers = np.arange(first, first + real) if real == acted.size else acted.cumsum() + (first - 1)
         if self._far:
             self._append_far(unroll, first)
         if self._window.burn_in or self._window.stack > 1:

@@ -7,22 +7,27 @@ from numpy.typing import NDArray
 
 Leaves = NDArray[np.integer]
 
+FAMILY = 8  # leaves: a line of the processor's cache
 TOP = 1024  # nodes that are added up one after the other: that costs less than ten levels above them would
 MOST_CHANGED = 1 << 16  # leaves, before they are added up although nobody draws
 DENSE = 8  # nodes side by side cost as much as one that must be looked up
+ELDER = np.tri(FAMILY, k=-1)  # in the row of each member of a family, ones for those before it
 
 
 class SumTree:
-    """Masses at the leaves and, above every two, their sum, until few nodes are left.
+    """Masses at the leaves and, above every eight, their sum, and above every two sums theirs, until few are left.
 
     A node is always recomputed from its children and never adjusted, so the sums do not drift, however
     many changes came before, and equal leaves make equal trees. Sums are made when they are asked for: what many
     inserts changed between two draws is added up once.
     """
 
-    def __init__(self, num_leaves: int) -> None:
-        self._levels = [np.zeros(num_leaves + num_leaves % 2)]  # untouched pages cost nothing
-        while (width := len(self._levels[-1])) > TOP:
+    def __init__(self, num_leaves: int, top: int = TOP) -> None:  # at least 2
+        families = -(-num_leaves // FAMILY)
+        self._leaves = np.zeros(families * FAMILY)  # untouched pages cost nothing
+        self._families = self._leaves.view(f"V{FAMILY * self._leaves.itemsize}")  # what numpy takes in one piece
+        self._levels = [np.zeros(families + families % 2)]
+        while (width := len(self._levels[-1])) > top:
             self._levels.append(np.zeros(width // 2 + width // 2 % 2))
         self._edges = np.zeros(len(self._levels[-1]) + 1)  # the running sums of the top
         self._changed: list[Leaves] = []  # and not added up yet
@@ -33,12 +38,12 @@ class SumTree:
     @property
     def nbytes(self) -> int:
         """Bytes of all levels."""
-        return sum(level.nbytes for level in self._levels)
+        return self._leaves.nbytes + sum(level.nbytes for level in self._levels)
 
     @property
     def leaves(self) -> NDArray[np.float64]:
         """All masses, for reading."""
-        return self._levels[0]
+        return self._leaves
 
     @property
     def total(self) -> float:
@@ -52,7 +57,7 @@ class SumTree:
 
     def get(self, leaves: Leaves) -> NDArray[np.float64]:
         """Return the masses of leaves."""
-        return self._levels[0].take(leaves, mode="clip")
+        return self._leaves.take(leaves, mode="clip")
 
     def set(self, leaves: Leaves, masses: NDArray[np.float64] | float) -> None:
         """Set the masses of leaves, each finite and >= 0; of a leaf given twice, the last one counts.
@@ -61,13 +66,13 @@ class SumTree:
         """
         if not leaves.size:
             return
-        self._levels[0][leaves] = masses
+        self._leaves[leaves] = masses
         self._changed.append(leaves)
         self._note_changes(leaves.size)
 
     def clear(self, begin: int, end: int) -> int:
         """Take the masses of consecutive leaves, and return how many had one."""
-        masses = self._levels[0][begin:end]
+        masses = self._leaves[begin:end]
         had = int(np.count_nonzero(masses))
         if had:
             masses.fill(0.0)
@@ -91,6 +96,11 @@ class SumTree:
             nodes += right
             left *= right
             rest -= left
+        before = ELDER @ self._families.take(nodes, mode="clip").view(np.float64).reshape(-1, FAMILY).T
+        reached = (before <= rest).view(np.uint8)  # by elder siblings' masses; the eldest always is
+        nodes *= FAMILY
+        nodes += np.add.reduce(reached, axis=0, dtype=np.uint8)
+        nodes -= 1
         self._step_back(nodes)
         return nodes
 
@@ -116,17 +126,22 @@ class SumTree:
         high = max([end - 1 for _, end in cleared], default=0)
         if leaves.size:
             low, high = min(low, int(np.minimum.reduce(leaves))), max(high, int(np.maximum.reduce(leaves)))
-        if (high >> 1) - (low >> 1) >= DENSE * size:
+        low, high = low // FAMILY, high // FAMILY
+        if high - low < DENSE * size:  # what lies between is added up again, which changes nothing
+            self._levels[0][low : high + 1] = _sums(self._families[low : high + 1])
+        else:
             leaves = np.concatenate([leaves, *(np.arange(begin, end) for begin, end in cleared)])
+            nodes = leaves // FAMILY
+            self._levels[0][nodes] = _sums(self._families.take(nodes, mode="clip"))
         for below, level in pairwise(self._levels):
             low, high = low >> 1, high >> 1
-            if high - low < DENSE * size:  # what lies between is added up again, which changes nothing
+            if high - low < DENSE * size:
                 both = below[2 * low : 2 * high + 2]
                 np.add(both[::2], both[1::2], out=level[low : high + 1])
             else:
-                leaves = leaves >> 1
-                pairs = below.reshape(-1, 2).take(leaves, axis=0, mode="clip")
-                level[leaves] = pairs[:, 0] + pairs[:, 1]
+                nodes = nodes >> 1
+                pairs = below.reshape(-1, 2).take(nodes, axis=0, mode="clip")
+                level[nodes] = pairs[:, 0] + pairs[:, 1]
 
     def _step_back(self, found: NDArray[np.int64]) -> None:
         """Rounding may lead past the last mass: then that is the leaf."""
@@ -134,4 +149,12 @@ class SumTree:
         if np.count_nonzero(masses) == len(masses) or not self.total:
             return
         for index in np.flatnonzero(masses == 0.0):
-            found[index] = np.flatnonzero(self._levels[0][: found[index]])[-1]
+            found[index] = np.flatnonzero(self._leaves[: found[index]])[-1]
+
+
+def _sums(families: NDArray[np.void]) -> NDArray[np.float64]:
+    """Return the sum of each family, added up the same way wherever it lies."""
+    sums: NDArray[np.float64] = families.view(np.float64)
+    while len(sums) > len(families):
+        sums = sums[::2] + sums[1::2]
+    return sums

@@ -8,20 +8,21 @@ from replay_server.sum_tree import MOST_CHANGED, SumTree
 MASSES = st.lists(
     st.one_of(st.just(0.0), st.floats(0.0, 1e30), st.floats(0.0, 1e-300), st.sampled_from([5e-324, 1e-12, 1.0, 1e30])),
     min_size=1,
-    max_size=40,
+    max_size=150,
 )
-WHOLE = st.lists(st.integers(0, 1000), min_size=1, max_size=40)
+WHOLE = st.lists(st.integers(0, 1000), min_size=1, max_size=150)
 
 
-def tree_of(masses: list[float]) -> SumTree:
-    tree = SumTree(len(masses))
+def tree_of(masses: list[float], top: int = 2) -> SumTree:
+    """Return a tree with as many levels as there can be, unless told otherwise."""
+    tree = SumTree(len(masses), top)
     tree.set(np.arange(len(masses)), np.array(masses, np.float64))
     return tree
 
 
-@given(WHOLE, st.data())
-def test_the_leaf_found_is_that_of_a_linear_scan(masses: list[float], data: st.DataObject) -> None:
-    tree = tree_of(masses)
+@given(WHOLE, st.sampled_from([2, 4, 100]), st.data())
+def test_the_leaf_found_is_that_of_a_linear_scan(masses: list[float], top: int, data: st.DataObject) -> None:
+    tree = tree_of(masses, top)
     total = int(sum(masses))
     if not total:
         return
@@ -37,7 +38,7 @@ def test_the_leaf_found_is_that_of_a_linear_scan(masses: list[float], data: st.D
 def test_leaves_that_are_cleared_have_no_mass_whenever_they_are_added_up(
     given: list[list[int]], begin: int, count: int
 ) -> None:
-    tree, masses = SumTree(5_000), np.zeros(5_000)
+    tree, masses = SumTree(5_000, top=8), np.zeros(5_000)
     for number, some in enumerate(given):
         first = number * 97
         masses[first : first + len(some)] = some
@@ -67,7 +68,7 @@ def test_a_leaf_without_mass_is_never_found(masses: list[float], fractions: list
     assert (tree.get(found) > 0.0).all()
 
 
-@given(MASSES, st.lists(st.tuples(st.integers(0, 39), st.sampled_from([0.0, 1e-9, 1.0, 1e30])), max_size=60))
+@given(MASSES, st.lists(st.tuples(st.integers(0, 149), st.sampled_from([0.0, 1e-9, 1.0, 1e30])), max_size=60))
 def test_however_it_came_about_a_tree_is_one_built_at_once(
     masses: list[float], changes: list[tuple[int, float]]
 ) -> None:

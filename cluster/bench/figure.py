@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cluster.rows import as_row
 
 WINDOWS = 20
+TURNS = 5
 
 Work = Callable[[], int]
 """Does a little work, and returns how much."""
@@ -47,6 +48,30 @@ def rates(works: Sequence[Work], seconds: float) -> list[float]:
         for work, its in zip(works, seen, strict=True):
             its.append(rate(work, seconds / WINDOWS / len(works)))
     return [median(its) for its in seen]
+
+
+def typical_s(works: Sequence[Work], seconds: float) -> list[float]:
+    """Return how long a call of each work takes, in the median: in turn, but long enough to find its caches filled.
+
+    What a machine that is shared does to some calls, and the disk to those that meet it, is not in it.
+    """
+    seen: list[list[float]] = [[] for _ in works]
+    for _ in range(TURNS):
+        for work, its in zip(works, seen, strict=True):
+            its += _timed(work, seconds / TURNS / len(works))
+    return [median(its) for its in seen]
+
+
+def _timed(work: Work, seconds: float) -> list[float]:
+    """Repeat the work for a while, at least once, and return how long each time took."""
+    times, began = list[float](), time.perf_counter()
+    now = began
+    while now - began < seconds:
+        before = now
+        work()
+        now = time.perf_counter()
+        times.append(now - before)
+    return times
 
 
 def rate(work: Work, seconds: float) -> float:
