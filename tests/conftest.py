@@ -5,12 +5,17 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cluster.cores import share_cores
 from cluster.ray_node import RayNode
 from cluster.signals import STOPPING
 
 share_cores(os.environ)  # before any test imports numpy, as in every run
+
+# how long an example takes says how busy the machine is
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture

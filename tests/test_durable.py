@@ -20,7 +20,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(ACTIONS)
 def test_whatever_calls_are_repeated_or_come_late_and_shards_die_each_unroll_is_stored_once(
     actions: list[tuple[int, str, int]],

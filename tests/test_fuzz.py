@@ -67,7 +67,7 @@ def nested(table: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(args=ARGS)
 @example(args=["--resume"])
 @example(args=["--run", "x" * 300])
@@ -81,7 +81,7 @@ def test_any_flags_are_answered_in_a_sentence(args: list[str]) -> None:
         assert_a_sentence_or_settings(code, out, err)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(table=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), rest=st.dictionaries(TEXT, VALUES, max_size=1))
 def test_any_settings_in_a_file_are_answered_in_a_sentence(table: dict[str, Any], rest: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def test_any_settings_in_a_file_are_answered_in_a_sentence(table: dict[str, Any]
     assert_a_sentence_or_settings(code, out, err)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_in_a_file_are_answered_in_a_sentence(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def test_any_bytes_in_a_file_are_answered_in_a_sentence(data: bytes) -> None:
     assert_a_sentence_or_settings(code, out, err)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(command=st.sampled_from(["eval", "show", "ls", "presets", "train"]), args=st.lists(TEXT, max_size=3))
 def test_any_run_that_is_not_there_is_answered_in_a_sentence(command: str, args: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -310,7 +310,7 @@ Sent = tuple[int, int, int, int, bool]  # worker, generation, step, gradient, wh
 SENT = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 6), st.integers(-8, 8), st.booleans())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(SENT, max_size=60), st.sampled_from([1, 2, 4]))
 def test_each_gradient_counts_once_whatever_the_order_in_which_it_comes(sent: list[Sent], slices: int) -> None:
     made = make_slices(replace(PLAIN, slices=slices), np.zeros(4, np.float32), no_clock)

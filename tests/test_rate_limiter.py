@@ -145,7 +145,7 @@ class ManyPartiesShareTheAccount(RuleBasedStateMachine):
 
 
 TestManyPartiesShareTheAccount = ManyPartiesShareTheAccount.TestCase
-TestManyPartiesShareTheAccount.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestManyPartiesShareTheAccount.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])

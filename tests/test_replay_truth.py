@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay_server.shard import ReplayShard
@@ -97,7 +97,6 @@ STORIES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(story=STORIES)
 def test_after_each_insert_a_shard_holds_the_windows_that_are_whole_and_alive_and_nothing_else(story: Story) -> None:
     assert_true(story)
@@ -168,7 +167,6 @@ def assert_is(window: Window, reply: SampleReply, n: int, held: Held, recurrent:
         assert (obs[steps:] == obs[steps]).all()
 
 
-@settings(deadline=None)
 @given(story=STORIES, cut=st.integers(0, 25), draws=st.integers(1, 9))
 def test_a_shard_whose_unrolls_are_stored_again_goes_on_bit_for_bit(story: Story, cut: int, draws: int) -> None:
     first, second = story.shard(seed=1), story.shard(seed=2)

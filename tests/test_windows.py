@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from starling.errors import ConfigError
@@ -9,7 +9,6 @@ from starling.windows import Window, completed, stacked
 from tests.replay_worlds import CountingWorld
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     window=st.builds(Window, length=st.integers(4, 6), period=st.integers(1, 4), burn_in=st.integers(0, 3)),
