@@ -18,6 +18,7 @@ from starling.types import Progress, ReplaySink, ReplaySource, Unroll
 BATCH = 512  # windows
 PER_CALL = 4  # batches' worth of windows in each call to a shard, however many shards there are
 READY_LIMIT_S = 60.0
+TICK_S = 0.02
 WINDOWS = 8
 
 
@@ -93,6 +94,8 @@ def measure_flow(members: Members, seconds: float) -> Flow:
     for _ in range(WINDOWS):
         before, began = _counts(members), time.monotonic()
         _watch(members, seconds / WINDOWS)
+        while not _flows(members, before):
+            _watch(members, TICK_S)
         passed = time.monotonic() - began
         seen.append([(after - b) / passed for b, after in zip(before, _counts(members), strict=True)])
     members.stop()
@@ -105,9 +108,10 @@ def alarm(what: str, **facts: Any) -> None:
     raise AssertionError(f"{what}: {facts}")
 
 
-def _flows(members: Members) -> bool:
+def _flows(members: Members, since: tuple[int, int] = (0, 0)) -> bool:
+    """Say whether steps came since these counts, and windows if anybody samples."""
     steps, windows = _counts(members)
-    return bool(windows or (steps and "sampler[0]" not in members.names()))
+    return steps > since[0] and (windows > since[1] or "sampler[0]" not in members.names())
 
 
 def _counts(members: Members) -> tuple[int, int]:
@@ -120,4 +124,4 @@ def _watch(members: Members, seconds: float) -> None:
         members.watch()
         if time.monotonic() >= until:
             return
-        time.sleep(0.02)
+        time.sleep(TICK_S)

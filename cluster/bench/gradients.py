@@ -121,15 +121,18 @@ def _flow(config: SliceConfig, size: int, seconds: float) -> float:
 
 
 def _pushes_per_s(handle: Any, seconds: float) -> float:
+    """Return the rate over this time, or over the time until something was applied."""
     before, began = _applied(handle), time.monotonic()
-    time.sleep(seconds)
-    after, passed = _applied(handle), time.monotonic() - began
-    return (after - before) / passed
+    after = before
+    while after == before:
+        time.sleep(seconds)
+        after = _applied(handle)
+    return (after - before) / (time.monotonic() - began)
 
 
 def _applied(handle: Any) -> int:
     counts: dict[str, int] = ray.get(handle.beat.remote()).stats["counts"]
-    return counts["pushes_applied"]
+    return counts.get("pushes_applied", 0)
 
 
 def _gradient(size: int) -> NDArray[np.float32]:

@@ -148,14 +148,18 @@ def train(config: Learning, seconds: float) -> Trained:
 
 
 def speeds(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return the env steps and updates per second, medians between samples; the first ones fill the replay."""
-    pairs = [(a, b) for a, b in pairwise([Sample(0.0, 0, 0), *samples]) if b.elapsed_s > a.elapsed_s]
+    """Return the env steps and updates per second, medians between samples; the first ones fill the replay.
+
+    Of a run that is too short for that, the means of all of it.
+    """
+    begun = Sample(0.0, 0, 0)
+    pairs = [(a, b) for a, b in pairwise([begun, *samples]) if b.elapsed_s > a.elapsed_s]
     seen = [
         (
             (b.env_steps - a.env_steps) / (b.elapsed_s - a.elapsed_s),
             (b.updates - a.updates) / (b.elapsed_s - a.elapsed_s),
         )
-        for a, b in pairs[2:-1] or pairs
+        for a, b in pairs[2:-1] or [(begun, samples[-1])]
     ]
     return median(env_steps for env_steps, _ in seen), median(updates for _, updates in seen)
 
