@@ -11,11 +11,10 @@ import psutil
 import pytest
 
 from cluster.ray_node import FOLDER, MARK, open_listeners
-from tests.clusters import TrainingRun, alive, kill
+from tests.clusters import NEVER, TrainingRun, alive, kill
 
 pytestmark = pytest.mark.cluster
 
-NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
 ROLES = ("actor[0]", "replay_server[0]", "param_server[0]", "learner[0]", "evaluator[0]")
 
 

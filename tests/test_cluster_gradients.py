@@ -6,11 +6,10 @@ import pytest
 
 from cluster.config import load
 from cluster.roles import VERSION_GAP
-from tests.clusters import TrainingRun, alive, kill, versions_only_grow
+from tests.clusters import NEVER, TrainingRun, alive, kill, versions_only_grow
 
 pytestmark = pytest.mark.cluster
 
-NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
 SLICES = ("--params.slices", "2", "--checkpoint.every", "200", "--evaluator.episodes", "10", "--evaluator.copies", "10")
 
 

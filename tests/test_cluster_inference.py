@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import TrainingRun, alive, kill
+from tests.clusters import NEVER, TrainingRun, alive, kill
 
 pytestmark = pytest.mark.cluster
 
 CENTRAL = ("--inference.placement", "central", "--seed", "1")
 QUICKLY = ("--evaluator.episodes", "10", "--evaluator.copies", "10", "--evaluator.every", "5")
-NEVER = ("--goal.return-mean", "1000")  # more than CartPole gives
 LEARNED = 45.0  # an untrained policy gets 9 to 25
 
 

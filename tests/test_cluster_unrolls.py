@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import TrainingRun, alive, kill, versions_only_grow
+from tests.clusters import NEVER, TrainingRun, alive, kill, versions_only_grow
 from tests.whole_unrolls import PRESETS
 
 pytestmark = pytest.mark.cluster
 
-NEVER = ("--goal.return-mean", "1000", "--total-steps", "1000000000")  # more than CartPole gives
 OFTEN = ("--checkpoint.every", "100", "--evaluator.episodes", "10", "--evaluator.copies", "10")
 TWO = ("--actor.num", "2", "--env.copies", "8")
 

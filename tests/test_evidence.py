@@ -411,11 +411,11 @@ def test_the_command_is_run_in_a_process_of_its_own_and_its_last_words_are_kept(
 
 
 def test_a_request_to_stop_reaches_the_run_which_ends_cleanly(tmp_path: Path) -> None:
-    endless = ["--runtime", "local", "--goal.return-mean", "none", "--goal.max-minutes", "5", "--quiet"]
+    endless = ["--goal.return-mean", "none", "--total-steps", "1000000000", "--goal.max-minutes", "5"]
     events = tmp_path / "a" / "events.jsonl"
 
     ran = run_command(
-        ["train", "gridworld", *endless, "--runs", str(tmp_path), "--run", "a"],
+        ["train", "gridworld", *endless, "--runtime", "local", "--runs", str(tmp_path), "--run", "a", "--quiet"],
         lambda: events.exists() and "began" in events.read_text(),
     )
 
