@@ -20,7 +20,6 @@ from starling.errors import ClusterError, StarlingError
 
 POLL_S = 0.05
 STEPS, STEPPING_S = 2_000, 0.3
-ACTOR_LIMIT_S = 10.0
 
 
 def attempt(name: str, *arguments: str, limit_s: float, stopped: Callable[[], bool]) -> Trial:
@@ -86,7 +85,7 @@ def try_ray() -> dict[str, Any]:
         raise ClusterError(str(error.__cause__ or error)) from None
     started = time.monotonic()
     answerer: Any = ray.remote(Answerer)
-    ray.get(answerer.options(num_cpus=1).remote().answer.remote(), timeout=ACTOR_LIMIT_S)
+    ray.get(answerer.options(num_cpus=1).remote().answer.remote())
     answered = time.monotonic()
     found = open_listeners(processes_marked(os.environ[MARK]))
     private = folder.parent.stat().st_mode & 0o077 == 0

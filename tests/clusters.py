@@ -106,9 +106,9 @@ def alive(marks: set[str]) -> list[str]:
     return [" ".join(p.cmdline()[:3]) for p in psutil.process_iter() if TrainingRun._mark(p) in marks]
 
 
-def until(done: Callable[[], bool], limit_s: float = 20.0) -> None:
+def until(done: Callable[[], bool]) -> None:
     """Wait until something is true of what this process asks itself."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + LIMIT_S
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from starling.errors import RoleError
-from tests.clusters import until
+from tests.clusters import LIMIT_S, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
-
-LIMIT_S = 20.0
 
 
 class Echo:

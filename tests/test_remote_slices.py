@@ -14,12 +14,11 @@ from param_server.local import LocalSlices, make_slices
 from param_server.slices import ParamSlice, cut
 from starling.gradients import Gradient, GradientSink, Versions
 from starling.metrics import no_clock
-from tests.clusters import until
+from tests.clusters import LIMIT_S, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_ray")]
 
 SIZE, SLICES = 11, 2
-LIMIT_S = 20.0
 CONFIG = SliceConfig(slices=SLICES, optimizer="adam")
 
 
