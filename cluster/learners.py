@@ -99,7 +99,7 @@ def _learner(
     """Return the learner as its run goes on: from a state, from what its predecessor published, or at nothing.
 
     `kept` is the state that a predecessor was last heard in: what is not published is taken from there, and the rest
-    laid over it.
+    laid over it, unless the server was slow or down and has something older.
     """
     import torch
 
@@ -116,7 +116,7 @@ def _learner(
     start.restore("learner[0]", learner, 0 if newest is None and kept is None else generation)
     if kept is not None:
         learner.succeed(unpack_state(kept))
-    if newest is not None:
+    if newest is not None and newest.version >= learner.version:
         steps = newest.updates * steps_per_update(config)
         learner.begin_from(newest.params, newest.version, newest.updates, steps)
     if published is None:  # nobody says how far predecessors came: a gap for each of them

@@ -157,6 +157,22 @@ def test_a_learner_that_is_replaced_goes_on_with_what_its_predecessor_never_publ
     assert successor.version == last.version + 5
 
 
+def test_a_learner_that_is_replaced_does_not_go_back_to_what_a_slow_server_has() -> None:
+    config = short("lockstep")
+    spec, server = measure_spec(config.env), ParamServer(no_clock)
+    first: Learner = build_unroll_learner(config, spec, no_clock, server, server)
+    first.publish()
+    other: Learner = build_unroll_learner(short("lockstep", seed=5), spec, no_clock, server, server)
+    other.version, other.updates = 7, 6
+
+    successor: Learner = build_unroll_learner(
+        config, spec, no_clock, server, server, generation=1, kept=pack_state(other.state())
+    )
+
+    assert (successor.version, successor.updates) == (7, 6)
+    np.testing.assert_array_equal(successor.params().buffer, other.params().buffer)
+
+
 def test_versions_that_were_skipped_are_no_progress_in_annealing() -> None:
     config = short("queue", learner={"anneal_env_steps": 1_000, "publish_every": 2})
     spec, server = measure_spec(config.env), ParamServer(no_clock)
