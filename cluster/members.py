@@ -8,6 +8,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -16,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from cluster.contents import News
 from cluster.figures import INFERENCE, kind_of
 from cluster.handles import Peer
 from cluster.inference_process import InferenceProcess
@@ -254,7 +256,8 @@ class Members:
         first = member.beat is None
         if member.beat is None or _turns(beat) != _turns(member.beat):
             if member.down_at is not None and beat.beats > 0:
-                self._happen("recovered", role=member.name, seconds=round(now - member.down_at, 2))
+                recovered = News("recovered", {"role": member.name, "seconds": round(now - member.down_at, 2)})
+                beat = beat._replace(news=[*beat.news, recovered])  # after all that it told of its coming back
                 member.down_at = None
             member.turned_at = now
         member.beat, member.pid = beat, beat.pid
@@ -282,16 +285,14 @@ class Members:
                 f"{member.name} failed {len(member.restarts)} times in {RESTART_WINDOW_S / 60:.0f} minutes "
                 f"(at most {MAX_RESTARTS}), the last time: {why}; see events.jsonl in the run folder"
             )
-        member.handle, member.beat = None, None
+        member.handle, member.beat, member.pid = None, None, 0
         member.down_at = now
         member.retry_at = now + BACK_OFF_S[min(len(member.restarts) - 1, len(BACK_OFF_S) - 1)]
 
     def _kill(self, member: Member, why: str) -> None:
         if member.pid and why != DIED:  # a dead process's number may be another's by now
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)  # ray.kill asks politely first, and a stopped process is deaf
-            except ProcessLookupError:
-                member.pid = 0
         ray.kill(member.handle, no_restart=True)
 
 
