@@ -5,6 +5,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -35,6 +36,9 @@ RAY_FOLDER = "r"
 
 LONGEST_SOCKET = f"{RAY_FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Ray's longest socket path, below the folder."""
+
+
+KILL_ROUNDS = 5  # a process that was about to start another one when they were listed has left that one behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,17 @@ class RayNode:
 
     def kill(self) -> int:
         """End every process of the run at once, the caller's own left out, and return how many there were."""
-        alive = [process for process in processes_marked(self.mark) if process.pid != os.getpid()]
-        for process in alive:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(alive, timeout=5)
-        return len(alive)
+        ended = set[psutil.Process]()
+        for _ in range(KILL_ROUNDS):
+            alive = [process for process in processes_marked(self.mark) if process.pid != os.getpid()]
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=5)
+            ended.update(alive)
+            if not alive:
+                break
+        return len(ended)
 
     def remove(self) -> None:
         """Delete the folder; nothing in it outlives the run."""
