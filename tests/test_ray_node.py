@@ -1,6 +1,7 @@
 """Our own Ray is closed by default: what can be said of that without starting one."""
 
 import os
+import secrets
 import socket
 import stat
 import subprocess
@@ -91,7 +92,7 @@ def test_the_token_itself_is_not_in_the_environment(node: RayNode) -> None:
 
 
 def test_every_process_with_the_mark_is_ended_and_no_other(node: RayNode) -> None:
-    bystander = RayNode(node.folder, "another")
+    bystander = RayNode(node.folder, secrets.token_hex(8))
     started = [
         subprocess.Popen(
             [sys.executable, "-c", SLEEPER], env=each.environment(os.environ), stdout=subprocess.PIPE, text=True
@@ -105,7 +106,7 @@ def test_every_process_with_the_mark_is_ended_and_no_other(node: RayNode) -> Non
     assert node.kill() == 2
 
     assert [process.poll() is None for process in started] == [False, False, True]
-    assert [each.pid for each in processes_marked("another")] == [started[2].pid]
+    assert [each.pid for each in processes_marked(bystander.mark)] == [started[2].pid]
     assert bystander.kill() == 1
     for process in started:
         process.communicate()
