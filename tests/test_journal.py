@@ -271,9 +271,10 @@ def test_a_snapshot_that_the_disk_has_no_room_for_holds_on_to_nothing(tmp_path: 
 def test_a_snapshot_does_not_wait_and_holds_what_was_inserted_before_it(tmp_path: Path) -> None:
     disk, unrolls = Disk(), unrolls_of(8)
     shard = durable(tmp_path, background=True, durability="snapshot", journal=disk.calls())
-    for unroll in unrolls[:5]:
+    for unroll in unrolls[:4]:
         shard.insert(unroll)
     disk.may_go_on.clear()
+    shard.insert(unrolls[4])
     shard.snapshot("a")
     now = shard_with(unrolls[:5], capacity=200)
     shard.insert(unrolls[5])
@@ -427,9 +428,10 @@ def insert_until_killed(folder: Path, seconds: float) -> int:
     def child() -> None:
         os.close(read)
         shard = durable(folder, background=True, capacity=100_000, segment_bytes=20_000, clock=time.monotonic)
-        for sequence in range(1 << 30):
+        for sequence in range(10_000):  # fewer than the shard has room for
             shard.insert(Unroll(**{**fields_of(unroll), "sequence": sequence}))
             os.write(write, b".")
+        signal.pause()
 
     process = FORKED.Process(target=child)
     process.start()
