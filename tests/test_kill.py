@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,18 @@ def outcome(run: Path) -> dict[str, Any]:
     return last
 
 
+def killed(run: Path, after_s: float) -> bool:
+    """Begin a run and kill it some time after its first checkpoint; False if it was quicker than that."""
+    process = train("gridworld", "--run", run.name, "--runs", str(run.parent), *SETTINGS)
+    while not (run / "checkpoints" / "LATEST").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGKILL)
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL), process.stderr and process.stderr.read()
+    return code != 0
+
+
 @pytest.mark.cluster
 def test_a_run_that_is_killed_anywhere_ends_as_if_it_never_was(tmp_path: Path) -> None:
     rng = random.Random(4)
@@ -46,13 +59,8 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_it_never_was(tmp_path: Path) -
     ends = []
     for kill in range(KILLS):
         run = tmp_path / f"killed-{kill}"
-        process = train("gridworld", "--run", run.name, "--runs", str(tmp_path), *SETTINGS)
-        while not (run / "checkpoints" / "LATEST").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.6 * whole["train_s"]))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        while not killed(run, rng.uniform(0.0, 0.6 * whole["train_s"])):
+            shutil.rmtree(run)
         again = train("--resume", run.name, "--runs", str(tmp_path), "--quiet")
         assert again.wait() == 0, again.stderr and again.stderr.read()
         ends.append(outcome(run))
