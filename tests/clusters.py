@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class TrainingRun:
         except subprocess.TimeoutExpired:
             self.process.kill()
         for process in mine:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
 
@@ -53,28 +54,51 @@ class TrainingRun:
         """Return the rows of events.jsonl so far, of one kind or all."""
         return [row for row in _rows(self.path / "events.jsonl") if what in ("", row["event"])]
 
+    def deaths(self) -> list[dict[str, Any]]:
+        """Return what was lost by dying: a role may also be replaced because a slow machine let it wait too long."""
+        return [event for event in self.events("lost") if event["why"] == "died"]
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Return the checkpoints that the run can be resumed from."""
+        return [event for event in self.events("checkpoint") if event["number"]]
+
+    def newest(self) -> dict[str, Any]:
+        """Return the newest row of metrics.jsonl, or nothing before there is one."""
+        rows = _rows(self.path / "metrics.jsonl")
+        return rows[-1] if rows else {}
+
     def roles(self) -> dict[str, Any]:
         """Return the newest figures of every role."""
-        rows = _rows(self.path / "metrics.jsonl")
-        return rows[-1]["roles"] if rows else {}
+        return dict(self.newest().get("roles", {}))
 
     def updates(self) -> int:
         """Return how many updates the learner has made."""
-        rows = _rows(self.path / "metrics.jsonl")
-        return int(rows[-1]["updates"]) if rows else 0
+        return int(self.newest().get("updates", 0))
 
     def pid(self, role: str) -> int:
-        """Return a role's process, waiting until it is known."""
-        self.until(lambda: bool(self.roles().get(role, {}).get("process", {}).get("pid")), f"{role} has a process")
-        return int(self.roles()[role]["process"]["pid"])
+        """Return a role's process, waiting until it is up."""
+        return int(self.until(lambda: self._pid(role), f"{role} has a process"))
 
-    def until(self, done: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-        """Wait until something is true; a run that ended or a limit that passed says what was missing."""
+    def _pid(self, role: str) -> int:
+        process = self.roles().get(role, {}).get("process", {})
+        return int(process["pid"]) if process.get("up") else 0
+
+    def process_with(self, word: str) -> psutil.Process:
+        """Return the process of this run that has this name, or this word in its command line."""
+        for process in self.everyone():
+            with suppress(psutil.NoSuchProcess):
+                if word in (process.name(), *process.cmdline()):
+                    return process
+        raise AssertionError(f"no process of the run is {word}")
+
+    def until(self, done: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+        """Wait for something true and return it; a run that ended or a limit that passed says what was missing."""
         deadline = time.monotonic() + limit_s
-        while not done():
+        while not (found := done()):
             assert self.process.poll() is None, f"the run ended before {what}: {self.stderr.read_text()}"
             assert time.monotonic() < deadline, f"{what} did not come true within {limit_s:.0f} s: {self.events()[-5:]}"
             time.sleep(0.05)
+        return found
 
     def end(self, limit_s: float = LIMIT_S) -> int:
         """Return the exit code."""
@@ -103,7 +127,12 @@ class TrainingRun:
 
 def alive(marks: set[str]) -> list[str]:
     """Return the command lines of processes that bear one of these marks."""
-    return [" ".join(p.cmdline()[:3]) for p in psutil.process_iter() if TrainingRun._mark(p) in marks]
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if TrainingRun._mark(process) in marks:
+                found.append(" ".join(process.cmdline()[:3]))
+    return found
 
 
 def until(done: Callable[[], bool]) -> None:
@@ -123,6 +152,7 @@ def versions_only_grow(run: TrainingRun) -> None:
 
 def kill(pid: int) -> None:
     """End a process as a crash would."""
+    assert pid > 0  # 0 and less are groups of processes, one's own among them
     os.kill(pid, signal.SIGKILL)
 
 

@@ -15,12 +15,13 @@ from tests.clusters import NEVER, TrainingRun, alive, kill
 
 pytestmark = pytest.mark.cluster
 
+SOON_S = 10.0  # well before a writer moves on to another shard
 ROLES = ("actor[0]", "replay_server[0]", "param_server[0]", "learner[0]", "evaluator[0]")
 
 
 def test_a_run_solves_cartpole_and_leaves_no_process(tmp_path: Path) -> None:
     with TrainingRun(tmp_path, "--seed", "1") as run:
-        run.until(lambda: bool(run.events("began")), "the first step")
+        run.until(lambda: run.events("began") and run.roles(), "the first step")
         marks, roles = run.marks(), run.roles()
 
         code = run.end()
@@ -44,10 +45,9 @@ def test_a_run_goes_on_when_any_role_dies_or_hangs(tmp_path: Path) -> None:
         os.kill(run.pid("replay_server[1]"), signal.SIGSTOP)
         run.until(lambda: _recovered(run, "replay_server[1]"), "the shard recovered")
 
-        *deaths, silence = run.events("lost")
-        assert [event["role"] for event in deaths] == list(ROLES)
-        assert all(event["why"] == "died" for event in deaths)
-        assert "did not answer" in silence["why"]
+        assert [event["role"] for event in run.deaths()] == list(ROLES)
+        silences = [event["why"] for event in run.events("lost") if event["role"] == "replay_server[1]"]
+        assert "did not answer" in silences[-1]
         versions = [event["version"] for event in run.events("evaluation")]
         assert versions == sorted(versions)
         run.interrupt()
@@ -56,7 +56,7 @@ def test_a_run_goes_on_when_any_role_dies_or_hangs(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER, "--checkpoint.every", "100") as run:
-        run.until(lambda: len([e for e in run.events("checkpoint") if e["number"]]) > 0, "a checkpoint")
+        run.until(lambda: bool(run.checkpoints()), "a checkpoint")
         for death in range(2):
             run.until(lambda death=death: _is_up(run, "replay_server[1]", death), "the shard is shown")
             before = run.updates()
@@ -64,7 +64,7 @@ def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_pat
             run.until(lambda death=death: len(run.events("replay_restored")) > death, "the shard recovered")
             run.until(lambda before=before: run.updates() > before + 50, "updates with it")
 
-        held = [event["held"]["rows"] for event in run.events("lost")]
+        held = [event["held"]["rows"] for event in run.deaths()]
         restored = run.events("replay_restored")
         assert [event["role"] for event in restored] == ["replay_server[1]"] * 2
         assert [event["rows"] >= rows for event, rows in zip(restored, held, strict=True)] == [True, True]
@@ -72,7 +72,8 @@ def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_pat
         assert {event["why"] for event in run.events("snapshot_failed")} <= {"replay_server[1] died"}
         run.until(lambda: _is_up(run, "replay_server[1]", 2), "the shard is shown")
         assert run.roles()["replay_server[1]"]["gauges"]["rows"] >= held[1]
-        assert sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values()) == 0
+        if all(event["seconds"] < SOON_S for event in run.events("recovered")):
+            assert sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values()) == 0
         run.interrupt()
         assert run.end() == 130
 
@@ -81,9 +82,8 @@ def test_a_supervisor_that_is_killed_is_followed_by_another_one(tmp_path: Path) 
     with TrainingRun(tmp_path, *NEVER) as run:
         run.until(lambda: bool(run.events("evaluation")) and run.updates() > 50, "an evaluation")
         before = run.updates()
-        supervisor = next(p for p in run.everyone() if "cluster.supervisor" in p.cmdline())
         old = run.marks()
-        kill(supervisor.pid)
+        kill(run.process_with("cluster.supervisor").pid)
 
         run.until(lambda: len(run.events("began")) == 2, "another beginning")
         run.until(lambda: run.updates() > before + 50, "updates under the next supervisor")
@@ -126,9 +126,9 @@ def test_a_run_lets_no_stranger_in_and_puts_itself_away_when_its_launcher_is_kil
         everyone = run.everyone()
         assert len(everyone) > len(ROLES)
         assert open_listeners(iter(everyone)) == []
-        assert "InvalidAuthToken" in _stranger(everyone)
+        assert "InvalidAuthToken" in _stranger(run.process_with("gcs_server"))
         marks = run.marks()
-        folder = next(Path(p.environ()[FOLDER]).parent for p in run.everyone())
+        folder = Path(run.process_with("cluster.supervisor").environ()[FOLDER]).parent
 
         kill(run.process.pid)
 
@@ -158,9 +158,7 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
         TrainingRun(tmp_path, *flags, preset="gridworld", name="one") as one,
         TrainingRun(tmp_path, *flags, preset="gridworld", name="two") as two,
     ):
-        one.until(lambda: bool(one.marks()), "the first run's Ray")
-        two.until(lambda: bool(two.marks()), "the second run's Ray")
-        marks = one.marks() | two.marks()
+        marks = one.until(one.marks, "the first run's Ray") | two.until(two.marks, "the second run's Ray")
 
         codes = one.end(), two.end()
 
@@ -169,9 +167,8 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
         assert alive(marks) == []
 
 
-def _stranger(everyone: list[psutil.Process]) -> str:
+def _stranger(gcs: psutil.Process) -> str:
     """Return what somebody hears who comes to a run's Ray with a token of his own; there must be something."""
-    gcs = next(process for process in everyone if process.name() == "gcs_server")
     port = next(s.laddr.port for s in gcs.net_connections(kind="tcp") if s.status == psutil.CONN_LISTEN)
     strange = {
         "RAY_AUTH_MODE": "token",

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.cluster
 
 CENTRAL = ("--inference.placement", "central", "--seed", "1")
 QUICKLY = ("--evaluator.episodes", "10", "--evaluator.copies", "10", "--evaluator.every", "5")
+KILLED = ["inference[0]", "actor[1]", "inference[0]"]
 LEARNED = 45.0  # an untrained policy gets 9 to 25
 
 
@@ -23,7 +24,7 @@ def test_a_run_of_each_topology_learns_from_what_others_acted(preset: str, tmp_p
 
         assert code == 0, run.stderr.read_text()
         assert run.roles()["inference[0]"]["counts"]["copies"] > 0
-        assert run.events("lost") == []
+        assert run.deaths() == []
         assert alive(marks) == []
 
 
@@ -31,20 +32,20 @@ def test_a_run_goes_on_when_who_acts_for_actors_dies_and_when_they_do(tmp_path: 
     remembering = ("--algorithm.memory", "8")  # so that something is lost
     with TrainingRun(tmp_path, *CENTRAL, *NEVER, *QUICKLY, *remembering, preset="cartpole-a2c") as run:
         run.until(lambda: run.updates() > 5, "the first updates")
-        for role in ("inference[0]", "actor[1]", "inference[0]"):
-            before, times = run.updates(), len(_recovered(run))
+        for role in KILLED:
+            before, times = run.updates(), _recovered(run).count(role)
             kill(run.pid(role))
-            run.until(lambda times=times: len(_recovered(run)) > times, f"{role} recovered")
+            run.until(lambda role=role, times=times: _recovered(run).count(role) > times, f"{role} recovered")
             run.until(lambda before=before: run.updates() > before + 5, f"updates after {role} died")
 
         run.interrupt()
         assert run.end() == 130
-        assert [event["role"] for event in run.events("lost")] == ["inference[0]", "actor[1]", "inference[0]"]
+        assert [event["role"] for event in run.deaths()] == KILLED
         lost = sum(run.roles()[f"actor[{index}]"]["counts"].get("streams_lost", 0) for index in range(2))
         assert lost > 0
-        assert all(event["seconds"] < 30.0 for event in _recovered(run))
-        print([(event["role"], event["seconds"]) for event in _recovered(run)])
+        assert all(event["seconds"] < 30.0 for event in run.events("recovered"))
+        print([(event["role"], event["seconds"]) for event in run.events("recovered")])
 
 
-def _recovered(run: TrainingRun) -> list[dict[str, float]]:
-    return run.events("recovered")
+def _recovered(run: TrainingRun) -> list[str]:
+    return [event["role"] for event in run.events("recovered")]
