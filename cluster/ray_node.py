@@ -79,6 +79,7 @@ class RayNode:
             "RAY_worker_niceness": "0",
             "RAY_timeout_ms_task_wait_for_death_info": "100",
             "RAY_max_direct_call_object_size": str(1 << 20),
+            "SPT_NOENV": "1",  # else Ray's agents, which name themselves, write over the mark
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # roles without a GPU share must still see it if told to
             **ONE_THREAD,
         }

@@ -84,12 +84,15 @@ class TrainingRun:
         return int(process["pid"]) if process.get("up") else 0
 
     def process_with(self, word: str) -> psutil.Process:
-        """Return the process of this run that has this name, or this word in its command line."""
+        """Return the process of this run that has this name, or this word in its command line, once there is one."""
+        return self.until(lambda: self._process_with(word), f"a process {word}")
+
+    def _process_with(self, word: str) -> psutil.Process | None:
         for process in self.everyone():
             with suppress(psutil.NoSuchProcess):
                 if word in (process.name(), *process.cmdline()):
                     return process
-        raise AssertionError(f"no process of the run is {word}")
+        return None
 
     def until(self, done: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
         """Wait for something true and return it; a run that ended or a limit that passed says what was missing."""

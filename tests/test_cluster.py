@@ -123,6 +123,8 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
 def test_a_run_lets_no_stranger_in_and_puts_itself_away_when_its_launcher_is_killed(tmp_path: Path) -> None:
     with TrainingRun(tmp_path, *NEVER) as run:
         run.until(lambda: run.updates() > 20, "training")
+        for agent in ("ray::DashboardAgent", "ray::RuntimeEnvAgent"):
+            run.process_with(agent)  # it bears the mark, though it named itself
         everyone = run.everyone()
         assert len(everyone) > len(ROLES)
         assert open_listeners(iter(everyone)) == []
