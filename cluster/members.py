@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from cluster.contents import News
 from cluster.figures import INFERENCE, kind_of
@@ -26,6 +26,7 @@ from starling.errors import RoleError, RunError
 from starling.metrics import Clock
 
 DIED = "died"
+FULL = f"{DIED}: Ray ended it, since this machine's memory was nearly full"
 START_LIMIT_S = 60.0  # from creation to the first turn of the loop: imports, environments, the first parameters
 HANG_LIMIT_S = 10.0
 STOP_LIMIT_S = 3.0  # for every loop's present step
@@ -130,8 +131,10 @@ class Members:
 
     def _last_words(self, member: Member, answer: Any) -> Beat | None:
         """Return a loop's last beat, with the news of one that was asked for before and not read yet."""
-        before = _answer(member.asked) if member.asked is not None and _ready(member.asked) else None
-        beat = _answer(answer) if _ready(answer) else None
+        before, beat = (
+            said if asked is not None and _ready(asked) and isinstance(said := _answer(asked), Beat) else None
+            for asked in (member.asked, answer)
+        )
         member.asked = None
         member.beat = beat or before or member.beat
         if beat is None or before is None:
@@ -227,8 +230,8 @@ class Members:
             return None
         beat = _answer(member.asked)
         member.asked = None
-        if beat is None:
-            self._replace(member, DIED)
+        if isinstance(beat, str):
+            self._replace(member, beat)
             return None
         return self._hear(member, beat, now)
 
@@ -290,7 +293,7 @@ class Members:
         member.retry_at = now + BACK_OFF_S[min(len(member.restarts) - 1, len(BACK_OFF_S) - 1)]
 
     def _kill(self, member: Member, why: str) -> None:
-        if member.pid and why != DIED:  # a dead process's number may be another's by now
+        if member.pid and not why.startswith(DIED):  # a dead process's number may be another's by now
             with suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)  # ray.kill asks politely first, and a stopped process is deaf
         ray.kill(member.handle, no_restart=True)
@@ -321,10 +324,12 @@ def _ready(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0)[0])
 
 
-def _answer(reference: Any) -> Beat | None:
-    """Return what a role answered, or None if it died; of one that could not be made, why."""
+def _answer(reference: Any) -> Beat | str:
+    """Return what a role answered, or how it ended; of one that could not be made, why."""
     try:
         beat: Beat = ray.get(reference)
     except RayActorError as error:
-        return Beat(0, 0, {}, error=str(error)) if error.actor_init_failed else None
+        return Beat(0, 0, {}, error=str(error)) if error.actor_init_failed else DIED
+    except OutOfMemoryError:
+        return FULL
     return beat

@@ -1,4 +1,4 @@
-"""The members of a run behind Ray: what is told of one that cannot be made."""
+"""The members of a run behind Ray: what is told of one that cannot be made, or was ended for want of memory."""
 
 import time
 from typing import Any, Never
@@ -36,3 +36,28 @@ def test_a_role_that_cannot_be_made_says_why(kind: str) -> None:
     assert (first, second) == ("role_error", "lost")
     assert "in broken" in error["error"]  # where it was
     assert lost["why"] == "ValueError: a policy of 3 actions, got 2"
+
+
+def test_a_role_that_ray_ends_for_want_of_memory_is_one_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.exceptions import OutOfMemoryError
+
+    from cluster.members import Members
+
+    def full(reference: Any) -> Never:
+        raise OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+    told: list[tuple[str, dict[str, Any]]] = []
+    members = Members(time.monotonic, lambda what, **facts: told.append((what, facts)))
+    members.server("param_server", 0, broken)
+    members.start()
+    monkeypatch.setattr(ray, "get", full)
+
+    def watched() -> bool:
+        members.watch()
+        return bool(told)
+
+    until(watched)
+
+    assert told[0][0] == "lost"
+    assert told[0][1]["why"] == "died: Ray ended it, since this machine's memory was nearly full"
