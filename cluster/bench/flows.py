@@ -95,6 +95,7 @@ def measure_flow(members: Members, seconds: float) -> Flow:
         before, began = _counts(members), time.monotonic()
         _watch(members, seconds / WINDOWS)
         while not _flows(members, before):
+            assert time.monotonic() - began < seconds + READY_LIMIT_S, "the shards serve nothing any more"
             _watch(members, TICK_S)
         passed = time.monotonic() - began
         seen.append([(after - b) / passed for b, after in zip(before, _counts(members), strict=True)])

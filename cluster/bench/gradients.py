@@ -125,6 +125,7 @@ def _pushes_per_s(handle: Any, seconds: float) -> float:
     before, began = _applied(handle), time.monotonic()
     after = before
     while after == before:
+        assert time.monotonic() - began < seconds + READY_LIMIT_S, "nothing is applied any more"
         time.sleep(seconds)
         after = _applied(handle)
     return (after - before) / (time.monotonic() - began)
