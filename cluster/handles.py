@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError
 
 from starling import wire
 from starling.errors import RoleError
@@ -24,6 +24,10 @@ FETCH_SOON_S = 0.001  # the same, where an unroll is learned from soon and shoul
 FETCH_RARELY_S = 0.1  # the same, where versions are waited for that come seconds apart
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
+
+
+ENDED = (RayActorError, OutOfMemoryError)
+"""What an answer raises whose process is no more: it died, or Ray ended it for want of memory"""
 
 
 class Peer(NamedTuple):
@@ -93,7 +97,7 @@ class Line:
             try:
                 come.append(ray.get(self._flying[0][0]))
                 self._flying.popleft()
-            except (RayActorError, ObjectLostError):
+            except (*ENDED, ObjectLostError):
                 self._give_up()
                 come += self._take_lost()
         if self._flying and self._clock() - self._flying[0][1] > self._limit_s:

@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError
 
 from actors.inference import Inference
-from cluster.handles import FETCH_EVERY_S, FETCH_SOON_S, Peer
+from cluster.handles import ENDED, FETCH_EVERY_S, FETCH_SOON_S, Peer
 from cluster.processes import Beat, Buffer
 from starling import act_wire, wire
 from starling.params import Params
@@ -118,7 +118,7 @@ class InferenceProcess:
                         self._look()
             except ObjectLostError:
                 pass  # its owner died meanwhile: the next question hears of that
-            except RayActorError:
+            except ENDED:
                 if self._server is server:  # else its successor was introduced before its death was heard of
                     self._server = server._replace(handle=None)
             except Exception:  # nobody else would ever hear of it

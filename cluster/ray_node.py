@@ -37,8 +37,8 @@ RAY_FOLDER = "r"
 LONGEST_SOCKET = f"{RAY_FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Ray's longest socket path, below the folder."""
 
-
-KILL_ROUNDS = 5  # a process that was about to start another one when they were listed has left that one behind
+KILL_ROUNDS = 5
+"""A process that was about to start another one when they were listed has left that one behind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
+from cluster.handles import ENDED
 from starling.metrics import Clock
 from starling.state import State, unpack_state
 
@@ -45,7 +46,7 @@ class Snapshot:
         del self._asked[role]
         try:
             packed = ray.get(asked)
-        except RayActorError:
+        except ENDED:
             self.failed = f"{role} died"
         except RayTaskError as error:
             self.failed = f"{role}: {error.cause}"

@@ -63,8 +63,8 @@ def to_batch(
 
     def tensor(array: Array) -> Tensor:
         # torch can't mark a tensor read-only, so arrays from shared memory are copied; so are parts of records
-        own = array.flags.writeable and array.flags.c_contiguous
-        shared = torch.from_numpy(array if own else array.copy())
+        whole = array.flags.writeable and array.flags.c_contiguous
+        shared = torch.from_numpy(array if whole else array.copy())
         return shared if device.type == "cpu" else shared.pin_memory().to(device, non_blocking=True)
 
     tensors = {name: tensor(array) for name, array in columns.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from replay_server.log import LIVE, segment_paths
+from replay_server.log import live_folder, segment_paths
 from replay_server.segments import Record, SegmentReader
 from replay_server.snapshots import newest_snapshot
 from starling.errors import RunError
@@ -22,7 +22,7 @@ class ShardContents:
         self.folder = folder
         self.snapshot: str | None = None  # that the index is of
         self.index: State | None = None
-        readers = [SegmentReader(path, headers_only=True) for path in segment_paths(folder / LIVE)]
+        readers = [SegmentReader(path, headers_only=True) for path in segment_paths(live_folder(folder))]
         passes = {reader.segment.end for reader in readers for _ in _while_there(reader)}
         self.segments = [reader.segment for reader in readers if reader.segment.records]
         if found := newest_snapshot(folder, passes, notes=[]):  # damage is of no concern here: restoring says so
@@ -30,7 +30,7 @@ class ShardContents:
 
     def records(self) -> Iterator[Record]:
         """Read the unrolls as they came; RunError where something is damaged."""
-        for path in segment_paths(self.folder / LIVE):
+        for path in segment_paths(live_folder(self.folder)):
             yield from _while_there(SegmentReader(path))
 
 

@@ -23,6 +23,7 @@ from starling.errors import RunError
 from starling.failpoints import reach
 
 LIVE = "live"
+NEW_LIVE, GONE_LIVE = f".{LIVE}", f".gone-{LIVE}"  # while one replaces the other
 SEGMENT_BYTES = 32 << 20
 
 
@@ -192,13 +193,21 @@ def segment_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
+def live_folder(folder: Path) -> Path:
+    """Return where a shard's live log lies, also while it is being replaced."""
+    live, new, gone = folder / LIVE, folder / NEW_LIVE, folder / GONE_LIVE
+    if live.exists() or not gone.exists():
+        return live
+    return new if new.exists() else gone
+
+
 def settle_live(folder: Path) -> None:
     """Complete a change of a shard's live log that was interrupted between two renames, or undo it before."""
-    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
-    if not live.exists() and gone.exists():
-        (new if new.exists() else gone).rename(live)
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(gone, ignore_errors=True)
+    live_now = live_folder(folder)
+    if live_now.name != LIVE:
+        live_now.rename(folder / LIVE)
+    shutil.rmtree(folder / NEW_LIVE, ignore_errors=True)
+    shutil.rmtree(folder / GONE_LIVE, ignore_errors=True)
 
 
 def replace_live(folder: Path, parts: Sequence[tuple[Path, int]]) -> None:
@@ -206,7 +215,7 @@ def replace_live(folder: Path, parts: Sequence[tuple[Path, int]]) -> None:
 
     It is built aside and swapped in, so that it is the old one or the new one whenever the process dies.
     """
-    live, new, gone = folder / LIVE, folder / f".{LIVE}", folder / f".gone-{LIVE}"
+    live, new, gone = folder / LIVE, folder / NEW_LIVE, folder / GONE_LIVE
     new.mkdir(parents=True)
     for path, size in parts:
         if path.stat().st_size == size:

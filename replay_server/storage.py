@@ -187,15 +187,14 @@ class Storage:
         arrays = make({STEPS: (steps.shape, self._step), **entries})
         parts = octets.view(self._parts)
         _octets(arrays[STEPS])[...] = parts[STEPS][:-1]
-        if "obs" in self._far or window.stack > 1:
+        for name, column in self._far.items():
             # the default mode is half as fast with frames, and copies what goes to `out` twice
-            self._columns["obs"].take(frames, axis=0, mode="clip", out=arrays["obs"])
-        else:
+            column.take(places[name], axis=0, mode="clip", out=arrays[name])
+        if "obs" not in self._far and window.stack > 1:
+            arrays["obs"][...] = self._columns["obs"][frames]  # `take` would copy a column that lies in records
+        elif "obs" not in self._far:
             obs = parts["obs"] if window.every_obs else parts["obs"][:: window.length]
             arrays["obs"].reshape(-1).view(obs.dtype).reshape(obs.shape)[...] = obs
-        for name, column in self._far.items():
-            if name != "obs":
-                column.take(steps, axis=0, mode="clip", out=arrays[name])
         np.not_equal(chain[1:], steps, out=arrays["valid"])
         if window.burn_in:
             warm = np.arange(window.length)[:, None] >= window.burn_in

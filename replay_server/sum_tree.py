@@ -22,7 +22,8 @@ class SumTree:
     inserts changed between two draws is added up once.
     """
 
-    def __init__(self, num_leaves: int, top: int = TOP) -> None:  # at least 2
+    def __init__(self, num_leaves: int, top: int = TOP) -> None:
+        assert top >= 2, "every two nodes have one above them"
         families = -(-num_leaves // FAMILY)
         self._leaves = np.zeros(families * FAMILY)  # untouched pages cost nothing
         self._families = self._leaves.view(f"V{FAMILY * self._leaves.itemsize}")  # what numpy takes in one piece
@@ -96,6 +97,7 @@ class SumTree:
             nodes += right
             left *= right
             rest -= left
+        np.minimum(nodes, len(self._families) - 1, out=nodes)  # rounding may have led past the last one
         before = ELDER @ self._families.take(nodes, mode="clip").view(np.float64).reshape(-1, FAMILY).T
         reached = (before <= rest).view(np.uint8)  # by elder siblings' masses; the eldest always is
         nodes *= FAMILY

@@ -55,8 +55,9 @@ class TrainingRun:
         return [row for row in _rows(self.path / "events.jsonl") if what in ("", row["event"])]
 
     def deaths(self) -> list[dict[str, Any]]:
-        """Return what was lost by dying: a role may also be replaced because a slow machine let it wait too long."""
-        return [event for event in self.events("lost") if event["why"] == "died"]
+        """Return what was lost, but for roles that a slow machine kept from answering."""
+        slow = ("did not answer", "made no progress")
+        return [event for event in self.events("lost") if not event["why"].startswith(slow)]
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the checkpoints that the run can be resumed from."""

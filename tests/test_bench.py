@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.bench.figure import WINDOWS, Figure, rate, rates
+from cluster.bench.figure import TURNS, WINDOWS, Figure, rate, rates, typical_s
 from cluster.bench.neighbours import Taker
 from cluster.bench.process import BENCHES, benches_for, run_bench, stem
 from cluster.bench.train import Sample, allowed, speeds
@@ -134,6 +134,15 @@ def test_each_work_is_measured_in_turn() -> None:
     rates([lambda: turns.append("a") or 1, lambda: turns.append("b") or 1], 0.0)
 
     assert "".join(turns) == "ab" + WINDOWS * "ab"
+
+
+def test_each_call_is_timed_in_turn() -> None:
+    turns: list[str] = []
+
+    times = typical_s([lambda: turns.append("a") or 1, lambda: turns.append("b") or 1], 0.0)
+
+    assert "".join(turns) == TURNS * "ab"
+    assert min(times) > 0.0
 
 
 def test_work_is_done_once_at_least() -> None:

@@ -122,7 +122,7 @@ def test_a_run_is_for_its_owner_alone(tmp_path: Path) -> None:
             ["--replay.capacity", "500", "--replay.min-windows", "100"],
             "replay.capacity must be >= 2 * replay.shards * actor.unroll_length * env.copies = 2048, got 500",
         ),
-        (["--replay.capacity-bytes", "10"], "replay.capacity_bytes must be >= 128 (a row in each shard), got 10"),
+        (["--replay.capacity-bytes", "10"], "replay.capacity_bytes must be >= 116 (a row in each shard), got 10"),
         (["--algorithm.name", "ppo"], "algorithm.name must be set in a file"),
         (["--env.id", "CartPole-v9"], "environment CartPole-v9 is not known to Gymnasium"),
         (["--env.id", "Pendulum-v1"], "algorithm dqn needs discrete actions; Pendulum-v1 has a box of (1,)"),

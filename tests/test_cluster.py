@@ -72,8 +72,8 @@ def test_a_shard_that_is_killed_comes_back_with_what_it_had_acknowledged(tmp_pat
         assert {event["why"] for event in run.events("snapshot_failed")} <= {"replay_server[1] died"}
         run.until(lambda: _is_up(run, "replay_server[1]", 2), "the shard is shown")
         assert run.roles()["replay_server[1]"]["gauges"]["rows"] >= held[1]
-        if all(event["seconds"] < SOON_S for event in run.events("recovered")):
-            assert sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values()) == 0
+        given_up = sum(role["counts"].get("unrolls_given_up", 0) for role in run.roles().values())
+        assert given_up == 0 or max(event["seconds"] for event in run.events("recovered")) > SOON_S
         run.interrupt()
         assert run.end() == 130
 

@@ -26,6 +26,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go_on(runs: Path, *flags: str, steps: int, held: int = 1) -> None:
     """Let run `a` come to this step, and all its shards to some rows and together to this many."""
     with TrainingRun(runs, "--if-exists", "resume", *SETTINGS, *flags, name="a") as run:
+        before = len(run.events("began"))
+        run.until(lambda: len(run.events("began")) > before, "the first step")  # rows are of earlier legs until then
         run.until(lambda: run.newest().get("env_steps", 0) >= steps, f"step {steps}")
         run.until(lambda: all(rows_held(run.path)) and sum(rows_held(run.path)) >= held, f"{held} rows in all shards")
         run.until(lambda: not (run.path / "replay" / "moved").exists(), "a checkpoint of what was moved")

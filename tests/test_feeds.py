@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from learner.feeds import ReplayFeed, Taken
+from learner.feeds import ReplayFeed, Taken, to_batch
 from starling.types import Batch, Sampled, Ticket
 from starling.windows import Window
 
@@ -9,7 +9,7 @@ from starling.windows import Window
 class One:
     """Serves the same windows for ever: sequences of two steps, three frames to a stack."""
 
-    def take(self) -> Sampled | str:
+    def take(self) -> Sampled:
         columns = {name: np.zeros((2, 4), np.float32) for name in ("action", "reward", "terminated", "truncated")}
         columns |= {"valid": np.ones((2, 4), bool), "learn": np.ones((2, 4), bool), "version": np.ones((2, 4))}
         columns["obs"] = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6)
@@ -18,6 +18,23 @@ class One:
 
     def update_priorities(self, ticket: Ticket, priorities: np.ndarray) -> None:
         pass
+
+
+def test_columns_that_lie_in_records_become_tensors_of_their_own() -> None:
+    columns = One().take().columns
+    names = [name for name in columns if name != "obs"]
+    records = np.zeros((2, 4), [(name, columns[name].dtype) for name in names])
+    records["reward"] = np.arange(8).reshape(2, 4)
+
+    batch = to_batch(
+        {"obs": columns["obs"], **{name: records[name] for name in names}},
+        np.ones(4, np.float32),
+        torch.device("cpu"),
+        Window(length=2, burn_in=1, every_obs=True, stack=3),
+    )
+
+    assert batch.reward.is_contiguous()
+    assert batch.reward.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_a_batch_of_sequences_has_stacks_recurrent_states_and_what_is_learned_from() -> None:

@@ -26,6 +26,11 @@ class Echo:
 
         os._exit(1)
 
+    def fill(self) -> None:
+        from ray.exceptions import OutOfMemoryError
+
+        raise OutOfMemoryError("Task was killed due to the node running low on memory.")
+
     def credit(self) -> int:
         return 1
 
@@ -78,6 +83,16 @@ def test_each_call_to_a_role_that_dies_is_answered_by_lost_and_the_role_is_named
     assert [*heard, *calls.answers()] == [LOST] * 3
     assert calls.lost == 2  # sent and never answered
     assert calls.waits().startswith("replay_server[1], down for")
+
+
+def test_the_answer_of_a_role_that_was_ended_for_want_of_memory_is_lost() -> None:
+    from cluster.handles import LOST
+
+    calls, heard = line(peer()), []
+    calls.call("fill")
+    until(lambda: heard.extend(calls.answers()) or bool(heard))
+
+    assert heard == [LOST]
 
 
 def test_a_successor_is_talked_to_once_it_is_connected() -> None:

@@ -38,20 +38,22 @@ def test_a_role_that_cannot_be_made_says_why(kind: str) -> None:
     assert lost["why"] == "ValueError: a policy of 3 actions, got 2"
 
 
-def test_a_role_that_ray_ends_for_want_of_memory_is_one_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-    from ray.exceptions import OutOfMemoryError
+class Crowded:
+    """A parameter server that Ray ends when it is asked for its figures."""
 
-    from cluster.members import Members
+    def stats(self) -> Never:
+        from ray.exceptions import OutOfMemoryError
 
-    def full(reference: Any) -> Never:
         raise OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+
+def test_a_role_that_ray_ends_for_want_of_memory_is_one_that_died() -> None:
+    from cluster.members import Members
 
     told: list[tuple[str, dict[str, Any]]] = []
     members = Members(time.monotonic, lambda what, **facts: told.append((what, facts)))
-    members.server("param_server", 0, broken)
+    members.server("param_server", 0, lambda generation: Crowded())
     members.start()
-    monkeypatch.setattr(ray, "get", full)
 
     def watched() -> bool:
         members.watch()

@@ -405,6 +405,23 @@ def test_a_shard_that_took_no_snapshot_for_the_last_checkpoint_goes_on_with_its_
         assert len(start.replay.states) == 2
 
 
+def test_a_log_that_was_being_replaced_when_its_shard_died_is_not_lost(tmp_path: Path) -> None:
+    config = small()
+    events = run_until(45, config, tmp_path / "kept" / "a")
+    due = [event for event in events if isinstance(event, CheckpointDue) and event.states][-1]
+    states = {role: state for role, state in due.states.items() if "replay" not in role}  # before the first snapshot
+    config = replace(config, runtime="ray")
+    keep([replace(due, states=states)], tmp_path / "a", config)
+    for shard in (tmp_path / "kept" / "a" / "replay").glob("shard-*"):
+        shutil.rmtree(shard / "snapshots")
+        shard.joinpath("live").rename(shard / ".gone-live")
+    (tmp_path / "kept" / "a" / "replay").rename(tmp_path / "a" / "replay")
+
+    start, _ = resumed(Run(tmp_path / "a"), config)
+
+    assert (start.contents, start.lost) == ("newest", "")
+
+
 def test_a_run_that_keeps_nothing_goes_on_without_what_its_shards_held(runs: Path) -> None:
     switched_off = resume(runs, "--total-steps", "1500", "--quiet", "--replay.durability", "none")
     again = resume(runs, "--total-steps", "1700", "--plain")

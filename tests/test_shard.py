@@ -258,6 +258,16 @@ def test_windows_are_gathered_into_the_arrays_of_the_caller() -> None:
     assert made["obs"][0, :, 1].tolist() == (reply.keys + 1).tolist()
 
 
+def test_windows_of_a_batch_come_in_their_order_and_each_batch_from_the_whole_shard() -> None:
+    shard = bandit_shard([1.0] * 400)
+    request = SampleRequest(counts=[64, 64], keys=np.empty(0, np.int64), priorities=np.empty(0), insert_limit=0)
+
+    for keys in np.split(shard.sample(request).keys, 2):
+        assert keys.tolist() == sorted(keys.tolist())
+        assert keys[0] < 100
+        assert keys[-1] >= 300
+
+
 def test_a_shard_shows_masses_draws_and_versions_of_its_windows() -> None:
     shard = make_shard(alpha=1.0, eps=1e-300, capacity=100)
     for sequence, version in enumerate((3, 8)):

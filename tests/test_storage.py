@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from replay_server.storage import Storage, columns_of, row_bytes
 from starling.errors import ConfigError
 from starling.packed import pack
 from starling.spec import ArraySpec, Spec
-from starling.types import spread
+from starling.types import STEPS, Columns, spread
 from starling.windows import Window
 from tests.replay_worlds import EXTRA, SPEC, CountingWorld, bandit_unroll
 
@@ -108,6 +109,39 @@ def test_steps_in_other_types_are_stored_in_the_shards_own() -> None:
     assert kept["reward"].dtype == np.float32
     np.testing.assert_array_equal(kept["reward"], [np.arange(5.0)])
     np.testing.assert_array_equal(kept["obs"][0], unroll.columns["obs"][:, 0])
+
+
+def test_rows_whose_columns_lie_in_another_order_are_stored_the_same() -> None:
+    same, other = storage_of(50), storage_of(50)
+    packed = pack(bandit_unroll(None, count=5))
+    names = sorted(packed.rows.dtype.names or ())
+    fields = [(name, packed.rows.dtype[name].base, packed.rows.dtype[name].shape) for name in names]
+    shuffled = np.zeros(len(packed.rows), np.dtype(fields, align=True))
+    for name in names:
+        shuffled[name] = packed.rows[name]
+
+    rows = same.append(packed)
+    other.append(packed._replace(arrays={**packed.arrays, "rows": shuffled}))
+
+    slots = same.slots(rows[:, 0])
+    np.testing.assert_equal(other.gather(slots), same.gather(slots))
+
+
+def test_what_lies_between_the_columns_of_a_step_is_zero() -> None:
+    storage = storage_of(50)
+    rows = storage.append(pack(bandit_unroll(None, count=5)))
+
+    def made(entries: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Columns:
+        octets = {name: np.full((*shape, dtype.itemsize), 255, np.uint8) for name, (shape, dtype) in entries.items()}
+        return {name: octets[name].view(dtype)[..., 0] for name, (_, dtype) in entries.items()}
+
+    steps = storage.gather(storage.slots(rows[:, 0]), made)[STEPS]
+
+    fields = sum(steps.dtype[name].itemsize for name in steps.dtype.names or ())
+    assert fields < steps.dtype.itemsize
+    for name in steps.dtype.names or ():
+        steps[name] = 0
+    assert not steps.view(np.uint8).any()
 
 
 @pytest.mark.parametrize(("kept", "sent"), [("f4", "f8"), ("f8", "f4")])

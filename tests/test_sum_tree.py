@@ -65,6 +65,7 @@ def test_a_leaf_without_mass_is_never_found(masses: list[float], fractions: list
 
     found = tree.find(np.array(numbers))
 
+    assert (found < len(masses)).all()
     assert (tree.get(found) > 0.0).all()
 
 

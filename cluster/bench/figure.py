@@ -53,7 +53,7 @@ def rates(works: Sequence[Work], seconds: float) -> list[float]:
 def typical_s(works: Sequence[Work], seconds: float) -> list[float]:
     """Return how long a call of each work takes, in the median: in turn, but long enough to find its caches filled.
 
-    What a machine that is shared does to some calls, and the disk to those that meet it, is not in it.
+    What happens to few of the calls is not in it: what others do on the machine, a full disk, sums put off until then.
     """
     seen: list[list[float]] = [[] for _ in works]
     for _ in range(TURNS):
@@ -66,7 +66,7 @@ def _timed(work: Work, seconds: float) -> list[float]:
     """Repeat the work for a while, at least once, and return how long each time took."""
     times, began = list[float](), time.perf_counter()
     now = began
-    while now - began < seconds:
+    while not times or now - began < seconds:
         before = now
         work()
         now = time.perf_counter()
