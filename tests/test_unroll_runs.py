@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.envs import measure_spec
-from cluster.config import Config, dump, load, parse
+from cluster.config import Config, LockstepRun, dump, load, parse
 from cluster.learners import build_unroll_learner
 from cluster.local import run_local
 from cluster.report import CheckpointDue, Event, Outcome, Sample
@@ -269,3 +269,10 @@ def test_a_run_is_resumed_only_with_the_settings_that_its_learner_had(tmp_path: 
     refuse_changes(Run(tmp_path / "a"), old, more_actors)
     with pytest.raises(ConfigError, match=r"learner.anneal_env_steps must stay 0 when a is resumed, got 7; only goal"):
         refuse_changes(Run(tmp_path / "a"), old, other)
+
+
+def test_workers_of_the_classic_a2c_have_no_networks() -> None:
+    config = load("cartpole-a2c")
+
+    assert isinstance(config, LockstepRun)
+    assert config.inference.placement == "central"
