@@ -13,7 +13,7 @@ import numpy as np
 from replay_server.config import ReplayConfig
 from replay_server.durable import DurableShard
 from replay_server.journal import Journal
-from replay_server.log import LIVE, live_folder
+from replay_server.log import LIVE, has_log
 from replay_server.restoring import Restored, rehash, restore_exactly, restore_live, restore_newest, settle
 from replay_server.shard import ReplayShard
 from replay_server.snapshots import SNAPSHOTS
@@ -138,7 +138,7 @@ class Replay:
         return rehash(shard, folders, metas, lambda actor: actor % config.shards == index, tails)
 
     def _restore(self, shard: ReplayShard, own: Path, index: int, generation: int, journals: bool) -> Restored | None:
-        meta, logged = self.meta(index), journals and live_folder(own).exists()
+        meta, logged = self.meta(index), journals and has_log(own)
         if generation or self.is_moved:
             return restore_live(shard, own) if logged else None
         if self.contents == "exact" and meta:

@@ -25,7 +25,6 @@ FETCH_RARELY_S = 0.1  # the same, where versions are waited for that come second
 MAX_PUBLISHING = 2  # versions on their way to the parameter server
 MOVE_ON_S = 15.0  # that a writer waits for its own shard before it goes to another one
 
-
 ENDED = (RayActorError, OutOfMemoryError)
 """What an answer raises whose process is no more: it died, or Ray ended it for want of memory"""
 

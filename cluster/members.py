@@ -131,10 +131,7 @@ class Members:
 
     def _last_words(self, member: Member, answer: Any) -> Beat | None:
         """Return a loop's last beat, with the news of one that was asked for before and not read yet."""
-        before, beat = (
-            said if asked is not None and _ready(asked) and isinstance(said := _answer(asked), Beat) else None
-            for asked in (member.asked, answer)
-        )
+        before, beat = _heard(member.asked), _heard(answer)
         member.asked = None
         member.beat = beat or before or member.beat
         if beat is None or before is None:
@@ -231,7 +228,7 @@ class Members:
         beat = _answer(member.asked)
         member.asked = None
         if isinstance(beat, str):
-            self._replace(member, beat)
+            self._replace(member, beat, gone=True)
             return None
         return self._hear(member, beat, now)
 
@@ -274,12 +271,12 @@ class Members:
             return None
         return beat
 
-    def _replace(self, member: Member, why: str) -> None:
+    def _replace(self, member: Member, why: str, gone: bool = False) -> None:
         """End this incarnation for good, and plan the next one within the budget."""
         now = self._clock()
         member.before = self.counts(member.name)
         self._happen("lost", role=member.name, generation=member.generation, why=why, held=_held(member))
-        self._kill(member, why)
+        self._kill(member, gone)
         member.restarts.append(now)
         while now - member.restarts[0] > RESTART_WINDOW_S:
             member.restarts.popleft()
@@ -292,8 +289,8 @@ class Members:
         member.down_at = now
         member.retry_at = now + BACK_OFF_S[min(len(member.restarts) - 1, len(BACK_OFF_S) - 1)]
 
-    def _kill(self, member: Member, why: str) -> None:
-        if member.pid and not why.startswith(DIED):  # a dead process's number may be another's by now
+    def _kill(self, member: Member, gone: bool) -> None:
+        if member.pid and not gone:  # a dead process's number may be another's by now
             with suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)  # ray.kill asks politely first, and a stopped process is deaf
         ray.kill(member.handle, no_restart=True)
@@ -322,6 +319,12 @@ def _turns(beat: Beat) -> int:
 
 def _ready(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0)[0])
+
+
+def _heard(asked: Any) -> Beat | None:
+    """Return what a role has answered by now, if it was asked and lives."""
+    said = _answer(asked) if asked is not None and _ready(asked) else None
+    return said if isinstance(said, Beat) else None
 
 
 def _answer(reference: Any) -> Beat | str:

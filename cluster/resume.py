@@ -14,7 +14,7 @@ from cluster.roles import Start, build_algorithm
 from cluster.rows import plain
 from cluster.run_folder import Run, load_params
 from cluster.snapshots import has_snapshots, named_in, require_snapshots
-from replay_server.log import live_folder
+from replay_server.log import has_log
 from starling.errors import ConfigError, RunError
 from starling.networks.arrays import layout_of
 from starling.params import Params
@@ -103,13 +103,9 @@ def _why_lost(checkpoint: Checkpoint, folder: Path, exactly: bool) -> str:
         return f"checkpoint {checkpoint.facts['name']} kept none of it"
     if not folder.exists():
         return f"{folder} is not there"
-    if (named and has_snapshots(folder)) or (not exactly and any(map(_has_log, folder.glob("shard-*")))):
+    if (named and has_snapshots(folder)) or (not exactly and any(map(has_log, folder.glob("shard-*")))):
         return ""
     return f"no snapshot is in {folder}"
-
-
-def _has_log(shard: Path) -> bool:
-    return live_folder(shard).exists()
 
 
 def _with_all_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, State]:

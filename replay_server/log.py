@@ -201,6 +201,11 @@ def live_folder(folder: Path) -> Path:
     return new if new.exists() else gone
 
 
+def has_log(folder: Path) -> bool:
+    """Say whether a shard's folder holds a live log."""
+    return live_folder(folder).exists()
+
+
 def settle_live(folder: Path) -> None:
     """Complete a change of a shard's live log that was interrupted between two renames, or undo it before."""
     live_now = live_folder(folder)

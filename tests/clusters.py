@@ -55,9 +55,11 @@ class TrainingRun:
         return [row for row in _rows(self.path / "events.jsonl") if what in ("", row["event"])]
 
     def deaths(self) -> list[dict[str, Any]]:
-        """Return what was lost, but for roles that a slow machine kept from answering."""
+        """Return who died; nobody may have been lost otherwise, but whom a slow machine kept from answering."""
         slow = ("did not answer", "made no progress")
-        return [event for event in self.events("lost") if not event["why"].startswith(slow)]
+        lost = [event for event in self.events("lost") if not event["why"].startswith(slow)]
+        assert {event["why"] for event in lost} <= {"died"}
+        return lost
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the checkpoints that the run can be resumed from."""

@@ -61,7 +61,12 @@ def test_from_two_shards_to_one_and_on_to_three_a_run_keeps_what_it_has_seen(beg
     assert sum(event["rows"] for event in rest) >= held[1]
     assert 0 < updates[0] < updates[1] < updates[2]
     checkpoints = [event for event in events(run) if event["event"] == "checkpoint" and event["number"]]
-    for clock, rows in (("env_steps", checkpoints), ("env_steps", samples(run)), ("version", checkpoints)):
+    for clock, rows in (
+        ("env_steps", checkpoints),
+        ("env_steps", samples(run)),
+        ("updates", checkpoints),
+        ("version", checkpoints),
+    ):
         assert [row[clock] for row in rows] == sorted(row[clock] for row in rows)
     assert outcome(run)["env_steps"] >= 60_000
     assert held[-1] > 10_000
